@@ -1,0 +1,3 @@
+"""nissl: which explanations of a network can be believed, with the evidence."""
+
+__version__ = "0.1.0"
