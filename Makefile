@@ -1,0 +1,58 @@
+# make install   .venv with nissl and its pinned requirements
+# make audit     judge the methods on a trained ImageNet network and real photographs; report in runs/demo
+# make test      everything that CI runs
+# make docs      the documentation, in site/
+# Stamp files in .venv remember what is installed, so a second call costs nothing.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check
+REQUIREMENTS := pyproject.toml constraints.txt
+OUT ?= runs/demo
+PYTEST_ARGS ?= -n auto --maxprocesses 4
+
+.DEFAULT_GOAL := install
+.PHONY: install demo dev audit test lint types docs papers clean
+
+install: $(VENV)/.installed
+demo: $(VENV)/.demo
+dev: $(VENV)/.dev
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(REQUIREMENTS) | $(BIN)/python
+	$(PIP) install -q -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.installed
+	$(PIP) install -q -c constraints.txt -e '.[demo]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(PIP) install -q -c constraints.txt -e '.[demo,dev]'
+	touch $@
+
+audit: $(VENV)/.demo
+	$(BIN)/nissl audit --out $(OUT)
+
+test: lint types docs
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(VENV)/.dev
+	$(BIN)/pyright
+
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# the table in docs/papers.md, from the registry
+papers: $(VENV)/.installed
+	$(BIN)/python -m nissl.papers > docs/papers.md
+
+clean:
+	rm -rf $(VENV) site .pytest_cache .ruff_cache

@@ -1,0 +1,18 @@
+"""What holds for every test: shapes and types are checked at run time, one thread, no network."""
+
+import os
+import sys
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import torch
+from jaxtyping import install_import_hook
+
+# Modules imported before the hook would escape the checks, silently.
+early = sorted(name for name in sys.modules if name.split(".")[0] == "nissl")
+if early:
+    raise RuntimeError(f"imported before the checks were installed: {early}; do not load nissl from a pytest plugin")
+install_import_hook("nissl", "beartype.beartype")
+
+# Several threads on a busy machine are many times slower than one.
+torch.set_num_threads(1)
