@@ -1,0 +1,295 @@
+"""Edits: what a Pass changes at a site on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from nissl.errors import InputError, SiteError
+
+if TYPE_CHECKING:
+    from nissl.network.passes import Answer
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """One change at one site; made by `Set`, `Add`, `Scale`, `Ablate`, `Patch` or `Apply`.
+
+    Attributes
+    ----------
+    site : str
+        Address of the site.
+    kind : {"set", "add", "scale", "apply"}
+    value : Tensor or None
+        A scalar; a vector with one entry for each unit; or a tensor whose first dimension is rows (n_rows or 1), the
+        others broadcasting against the site.
+    function : callable or None
+        For ``apply``: maps the activation (rows first) to one of the same shape, each row by itself.
+    units, positions : Tensor or None
+        Indices on the unit axis; indices on the first other axis (token, time), or a bool mask of the other axes.
+    rows : Tensor or None
+        Bool (n_rows,): which rows are edited.
+    where : Tensor or None
+        Bool, rows first, broadcasting against the site: which entries are edited.
+    """
+
+    site: str
+    kind: Literal["set", "add", "scale", "apply"]
+    value: Tensor | None = None
+    function: Callable[[Tensor], Tensor] | None = None
+    units: Tensor | None = None
+    positions: Tensor | None = None
+    rows: Tensor | None = None
+    where: Tensor | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether the edit sets every entry of the site."""
+        return self.kind == "set" and all(m is None for m in (self.units, self.positions, self.rows, self.where))
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether the value has one entry for each unit."""
+        return self.value is not None and self.value.ndim == 1
+
+    def spread(self, n: int) -> Edit:
+        """The same edit with row-wise parts spelled out for n rows."""
+        value, rows, where = self.value, self.rows, self.where
+        if value is not None and value.ndim >= 2:
+            value = _expand(value, n, self.site, "value")
+        if rows is not None and rows.shape[0] != n:
+            raise InputError(f"edit at {self.site!r}: examples= speaks of {rows.shape[0]} rows, the pass has {n}")
+        if where is not None:
+            where = _expand(where, n, self.site, "where")
+        return replace(self, value=value, rows=rows, where=where)
+
+    def __getitem__(self, index: slice) -> Edit:
+        """Rows of a spread edit."""
+        value = self.value[index] if self.value is not None and self.value.ndim >= 2 else self.value
+        return replace(
+            self,
+            value=value,
+            rows=None if self.rows is None else self.rows[index],
+            where=None if self.where is None else self.where[index],
+        )
+
+    def apply(self, t: Tensor, axis: int) -> Tensor:
+        """The activation `t` (rows first, units on `axis`) after the edit."""
+        n = t.shape[0]
+        if self.kind == "apply":
+            assert self.function is not None
+            new = self.function(t)
+            if not isinstance(new, Tensor) or new.shape != t.shape:
+                got = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
+                raise InputError(f"edit at {self.site!r}: the function must keep shape {tuple(t.shape)}, it gave {got}")
+        else:
+            value = self._fit(t, axis)
+            if self.kind == "set":
+                new = value.expand_as(t)
+            elif self.kind == "add":
+                new = t + value
+            else:
+                new = t * value
+        mask = self._mask(t, axis, n)
+        return new if mask is None else torch.where(mask, new, t)
+
+    def _fit(self, t: Tensor, axis: int) -> Tensor:
+        assert self.value is not None
+        value = self.value.to(device=t.device, dtype=t.dtype if not self.value.is_complex() else None)
+        if value.ndim == 1:
+            if value.shape[0] != t.shape[axis]:
+                raise InputError(
+                    f"edit at {self.site!r}: a vector needs one entry for each of the {t.shape[axis]} units, "
+                    f"it has {value.shape[0]}"
+                )
+            shape = [1] * t.ndim
+            shape[axis] = -1
+            value = value.reshape(shape)
+        elif value.ndim >= 2:
+            value = _after_rows(value, t.ndim)
+        try:
+            ok = torch.broadcast_shapes(value.shape, t.shape) == t.shape
+        except RuntimeError:
+            ok = False
+        if not ok:
+            raise InputError(
+                f"edit at {self.site!r}: value of shape {tuple(self.value.shape)} does not fit an activation of shape "
+                f"{tuple(t.shape)} (rows first)"
+            )
+        return value
+
+    def _mask(self, t: Tensor, axis: int, n: int) -> Tensor | None:
+        mask: Tensor | None = None
+
+        def both(more: Tensor) -> Tensor:
+            return more if mask is None else mask & more
+
+        if self.where is not None:
+            mask = both(_after_rows(self.where.to(t.device), t.ndim))
+        if self.rows is not None:
+            mask = both(self.rows.to(t.device).reshape(n, *[1] * (t.ndim - 1)))
+        if self.units is not None:
+            mask = both(_index_mask(self.units, t, axis, self.site, "unit"))
+        if self.positions is not None:
+            others = [d for d in range(1, t.ndim) if d != axis]
+            if self.positions.dtype == torch.bool and self.positions.ndim == len(others):
+                shape = [1] * t.ndim
+                for d, size in zip(others, self.positions.shape, strict=True):
+                    if size != t.shape[d]:
+                        raise SiteError(
+                            f"edit at {self.site!r}: positions mask of shape {tuple(self.positions.shape)} does not fit "
+                            f"an activation of shape {tuple(t.shape)}"
+                        )
+                    shape[d] = size
+                mask = both(self.positions.to(t.device).reshape(shape))
+            elif others:
+                mask = both(_index_mask(self.positions, t, others[0], self.site, "position"))
+            else:
+                raise SiteError(f"edit at {self.site!r}: an activation of shape {tuple(t.shape)} has no positions")
+        return mask
+
+    @property
+    def kind_key(self) -> tuple[Any, ...]:
+        """What must agree for two edits to be made in one batch."""
+
+        def exact(x: Tensor | None) -> Any:
+            return None if x is None else (x.dtype, tuple(x.shape), x.cpu().numpy().tobytes())
+
+        value = self.value
+        shape = None if value is None else exact(value) if value.ndim < 2 else tuple(value.shape[1:])
+        where = None if self.where is None else tuple(self.where.shape[1:])
+        return (self.site, self.kind, self.function, shape, exact(self.units), exact(self.positions),
+                self.rows is not None, where)  # fmt: skip
+
+
+def _expand(value: Tensor, n: int, site: str, name: str) -> Tensor:
+    if value.shape[0] == n:
+        return value
+    if value.shape[0] == 1:
+        return value.expand(n, *value.shape[1:])
+    raise InputError(f"edit at {site!r}: {name} has {value.shape[0]} rows, the pass has {n}; give 1 or {n}")
+
+
+def _after_rows(value: Tensor, ndim: int) -> Tensor:
+    if value.ndim > ndim:
+        return value
+    return value.reshape(value.shape[0], *[1] * (ndim - value.ndim), *value.shape[1:])
+
+
+def _index_mask(index: Tensor, t: Tensor, axis: int, site: str, what: str) -> Tensor:
+    size = t.shape[axis]
+    if index.dtype != torch.bool:
+        if index.numel() and (int(index.max()) >= size or int(index.min()) < -size):
+            raise SiteError(f"edit at {site!r}: there are {size} {what}s, {what} {int(index.max())} is not one of them")
+        mask = torch.zeros(size, dtype=torch.bool, device=t.device)
+        mask[index.to(t.device)] = True
+    elif index.shape == (size,):
+        mask = index.to(t.device)
+    else:
+        raise SiteError(f"edit at {site!r}: a {what} mask needs shape ({size},), it has {tuple(index.shape)}")
+    shape = [1] * t.ndim
+    shape[axis] = size
+    return mask.reshape(shape)
+
+
+def _where(site: str, units: Any, positions: Any, examples: Any, where: Any) -> dict[str, Tensor | None]:
+    def index(x: Any, name: str) -> Tensor | None:
+        if x is None:
+            return None
+        try:
+            t = torch.as_tensor(x)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"edit at {site!r}: {name}= takes indices or a bool mask, got {x!r}") from error
+        if t.is_floating_point():
+            raise InputError(f"edit at {site!r}: {name}= takes indices or a bool mask, got {t.dtype}")
+        return t.reshape(-1) if t.ndim == 0 else t
+
+    rows = index(examples, "examples")
+    if rows is not None and rows.dtype != torch.bool:
+        raise InputError(f"edit at {site!r}: examples= takes a bool mask with one entry a row")
+    mask = index(where, "where")
+    if mask is not None and mask.dtype != torch.bool:
+        raise InputError(f"edit at {site!r}: where= takes a bool mask, rows first")
+    return {"units": index(units, "units"), "positions": index(positions, "positions"), "rows": rows, "where": mask}
+
+
+def _value(site: str, value: Any) -> Tensor:
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"edit at {site!r}: a number or tensor is needed, got {type(value).__name__}") from error
+    return tensor.detach()
+
+
+def Set(site: str, value: Any, *, units: Any = None, positions: Any = None, examples: Any = None, where: Any = None) -> Edit:  # noqa: N802
+    """Replace the activation by `value`."""
+    return Edit(site, "set", _value(site, value), **_where(site, units, positions, examples, where))
+
+
+def Add(site: str, value: Any, *, units: Any = None, positions: Any = None, examples: Any = None, where: Any = None) -> Edit:  # noqa: N802
+    """Add `value` to the activation."""
+    return Edit(site, "add", _value(site, value), **_where(site, units, positions, examples, where))
+
+
+def Scale(site: str, factor: Any, *, units: Any = None, positions: Any = None, examples: Any = None, where: Any = None) -> Edit:  # noqa: N802
+    """Multiply the activation by `factor`."""
+    return Edit(site, "scale", _value(site, factor), **_where(site, units, positions, examples, where))
+
+
+def Ablate(  # noqa: N802
+    site: str,
+    how: Literal["zero", "mean", "resample"] = "zero",
+    *,
+    reference: Answer | Tensor | None = None,
+    seed: int = 0,
+    units: Any = None,
+    positions: Any = None,
+    examples: Any = None,
+    where: Any = None,
+) -> Edit:
+    """Switch units off.
+
+    Parameters
+    ----------
+    how : {"zero", "mean", "resample"}
+        Set to zero; to the mean over the rows of `reference`; or to a row of it drawn with `seed`.
+    reference : Answer or Tensor (n_reference, ...), optional
+        Activations at this site for ``mean`` and ``resample``.
+    """
+    if how == "zero":
+        value = torch.tensor(0.0)
+    elif how in ("mean", "resample"):
+        if reference is None:
+            raise InputError(f"ablating {site!r} by {how} needs reference=, activations of this site (rows first)")
+        acts = reference if isinstance(reference, Tensor) else _read(reference, site)
+        if how == "mean":
+            value = acts.mean(0, keepdim=True)
+        else:
+            row = int(torch.randint(acts.shape[0], (1,), generator=torch.Generator().manual_seed(seed)))
+            value = acts[row : row + 1]
+    else:
+        raise InputError(f"how={how!r} is not a way to ablate; choose 'zero', 'mean' or 'resample'")
+    return Edit(site, "set", value.detach(), **_where(site, units, positions, examples, where))
+
+
+def Patch(site: str, source: Answer, *, units: Any = None, positions: Any = None, examples: Any = None, where: Any = None) -> Edit:  # noqa: N802
+    """Put the activation that another Answer read at this site in its place."""
+    return Edit(site, "set", _read(source, site).detach(), **_where(site, units, positions, examples, where))
+
+
+def Apply(site: str, function: Callable[[Tensor], Tensor], *, units: Any = None, positions: Any = None, examples: Any = None, where: Any = None) -> Edit:  # noqa: N802
+    """Replace the activation by a function of it, each row by itself."""
+    if not callable(function):
+        raise InputError(f"edit at {site!r}: a function is needed, got {type(function).__name__}")
+    return Edit(site, "apply", None, function, **_where(site, units, positions, examples, where))
+
+
+def _read(answer: Answer, site: str) -> Tensor:
+    try:
+        return answer.reads[site]
+    except KeyError:
+        raise SiteError(f"the answer holds no activation of {site!r}; it read {sorted(answer.reads)}") from None

@@ -1,0 +1,609 @@
+"""Network: anything that answers Passes."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import threading
+import uuid
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nissl.errors import BusyError, GradientError, InputError, NisslError, NonFiniteError, SiteError, TargetError
+from nissl.network.edit import Set
+from nissl.network.forward import Forward, Stop, stub
+from nissl.network.passes import Answer, Inputs, Pass, as_inputs, n_rows, rows_of
+from nissl.network.site import Address, Site, parse, role_of, select
+from nissl.network.trace import Trace, trace
+
+_locks: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
+_locks_guard = threading.Lock()
+
+
+class Network:
+    """A network that answers Passes.
+
+    Parameters
+    ----------
+    model : nn.Module, fitted scikit-learn estimator, or callable
+        A torch module is used as it is, never copied or altered: it runs in evaluation mode during a Pass and is put
+        back afterwards. A scikit-learn classifier or regressor, or any function from an array (n_rows, ...) to an
+        array (n_rows, n_outputs), is a black box: it answers Passes without `wrt` and has the one site ``input``.
+    output : int, str or callable, optional
+        Which part of a structured output is explained: an index, a key, or a function of the output. Needed where
+        a model returns several tensors and none is called ``logits``.
+    dims : tuple of str, optional
+        Names of the input's dimensions after the rows, for Scores: ``("channel", "y", "x")``, ``("channel", "time")``,
+        ``("token", "unit")``, ``("feature",)``. Guessed from shape and layers where not given.
+    device, dtype : optional
+        Where and in which precision floating inputs are handed over; by default what the module's parameters have.
+    autocast : torch.dtype, optional
+        Run under ``torch.autocast`` with this type.
+    name : str, optional
+        What reports call it.
+
+    Raises
+    ------
+    InputError
+        `model` is nothing that can answer.
+
+    Examples
+    --------
+    >>> import torch, nissl
+    >>> net = nissl.Network(torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.ReLU()))
+    >>> answer = net.run(nissl.Pass(torch.ones(4, 3), read=["0"]))
+    >>> answer.output.shape, answer.reads["0"].shape
+    (torch.Size([4, 2]), torch.Size([4, 2]))
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        output: int | str | Callable[[Any], Tensor] | None = None,
+        dims: Sequence[str] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        autocast: torch.dtype | None = None,
+        name: str | None = None,
+    ) -> None:
+        if isinstance(model, Network):
+            raise InputError("this is a Network already")
+        self.differentiable = isinstance(model, nn.Module)
+        if isinstance(model, nn.Module):
+            self.module: nn.Module = model
+        elif isinstance(model, type) or not (callable(model) or hasattr(model, "predict")):
+            raise InputError(
+                f"a Network is made from a torch module, a fitted scikit-learn estimator or a prediction function, "
+                f"not from {model!r:.80}"
+            )
+        else:
+            self.module = _Predictor(model)
+        parameter = next(self.module.parameters(), None)
+        if device is not None:
+            self.module.to(device)
+        self.device = torch.device(device) if device is not None else (
+            parameter.device if parameter is not None else torch.device("cpu")
+        )
+        self.dtype = dtype or (
+            parameter.dtype if parameter is not None and parameter.is_floating_point() else torch.get_default_dtype()
+        )
+        self.autocast = autocast
+        self.name = name or type(model).__name__ if not hasattr(model, "__name__") else name or model.__name__
+        self.memory_format: torch.memory_format = torch.preserve_format
+        self.input_dims = None if dims is None else tuple(dims)
+        self.overrides: dict[str, Tensor] = {}
+        self._pick = output
+        self._names = {m: n for n, m in self.module.named_modules()}
+        self._modules = dict(self.module.named_modules(remove_duplicate=False))
+        self._example: Inputs | None = None
+        self._trace: Trace | None = None
+        self._cuts: dict[str, tuple[nn.Module, ...] | None] = {}
+        self._copies = False  # whether activations are copied because the network writes over them in place
+        self._buffers: list[tuple[nn.Module, str, Tensor, int, Tensor]] = []
+        with _locks_guard:
+            self._lock = _locks.setdefault(self.module, threading.Lock())
+
+    def __repr__(self) -> str:
+        return f"Network({self.name}, {sum(p.numel() for p in self.module.parameters()):,} parameters, {self.device})"
+
+    # ---------------------------------------------------------------- questions
+
+    def run(self, question: Pass) -> Answer:
+        """Answer one Pass in one batch.
+
+        Raises
+        ------
+        SiteError
+            A site does not exist, was not reached, or is called several times and the address does not say which.
+        GradientError
+            `wrt` on a network without gradients, or the scalar does not depend on the site.
+        TargetError
+            The target does not fit the output.
+        BusyError
+            Another thread is using the network.
+        """
+        if not isinstance(question, Pass):
+            raise InputError(f"run takes a Pass, got {type(question).__name__}; write net.run(nissl.Pass(inputs, ...))")
+        if not self._lock.acquire(blocking=False):
+            raise BusyError(
+                f"{self.name} is answering another question, in another thread or from inside an edit; "
+                "give each thread a network of its own, or a copy"
+            )
+        try:
+            return self._run(question)
+        finally:
+            self._lock.release()
+
+    def _run(self, question: Pass) -> Answer:
+        self._check(question)
+        question = self._place(question)
+        if self._example is None:
+            self._example = {k: v[:1].clone() if isinstance(v, Tensor) else v for k, v in question.inputs.items()}
+        stubs = self._cut(question)
+        with self._quiet(gradients=bool(question.wrt)):
+            forward = self._answer(question, stubs)
+            if forward is None:  # the network wrote over something that was asked for: once more, with copies
+                self._copies = True
+                forward = self._answer(question, stubs)
+                assert forward is not None
+        return forward
+
+    def _answer(self, question: Pass, stubs: tuple[nn.Module, ...]) -> Answer | None:
+        forward = Forward(self, question, copies=self._copies)
+        try:
+            with ExitStack() as stack:
+                if stubs:
+                    stack.enter_context(stub(self, self.trace_of(question), stubs, question.n))
+                output = forward.run()
+            return self._collect(question, forward, output)
+        except RuntimeError as error:
+            if not self._copies and "in-place operation" in str(error) or "inplace operation" in str(error):
+                if self._copies:
+                    raise GradientError(f"the network changes an activation in place that a gradient needs: {error}") from error
+                return None
+            raise
+
+    def _collect(self, question: Pass, forward: Forward, output: Any) -> Answer | None:
+        tensor = None
+        if question.output:
+            tensor = self._tensor(output)
+            if tensor.ndim == 0 or tensor.shape[0] != question.n:
+                raise TargetError(
+                    f"{self.name} gave an output of shape {tuple(tensor.shape)} for {question.n} rows; "
+                    "the first dimension must be rows"
+                )
+        forward.check_reached()
+        scalar, gradients = None, {}
+        if question.of is not None:
+            source = tensor if question.of.site is None else forward.sources[question.of.site]
+            assert source is not None
+            scalar = question.of(source)
+        if forward.overwritten():
+            return None
+        if question.wrt:
+            assert scalar is not None
+            if not scalar.requires_grad:
+                raise GradientError(
+                    f"the target does not depend on {list(question.wrt)} in a differentiable way: "
+                    "the network detaches, rounds or takes an argmax on the way, or the site lies behind the target"
+                )
+            leaves = [forward.leaves[s] for s in question.wrt]
+            found = torch.autograd.grad(scalar.sum(), leaves, allow_unused=True)
+            for site, g in zip(question.wrt, found, strict=True):
+                if g is None:
+                    raise GradientError(f"the target does not depend on site {site!r}: it lies behind the target")
+                gradients[site] = g.detach()
+        return Answer(
+            None if tensor is None else tensor.detach(),
+            None if scalar is None else scalar.detach(),
+            {s: forward.reads[s].detach() for s in question.read},
+            gradients,
+        )
+
+    def _tensor(self, output: Any) -> Tensor:
+        """The tensor that stands for the output."""
+        if self._pick is not None:
+            try:
+                output = self._pick(output) if callable(self._pick) else output[self._pick]
+            except (KeyError, IndexError, TypeError, AttributeError) as error:
+                raise TargetError(f"output={self._pick!r} does not fit what {self.name} returned: {error!r}") from error
+        if isinstance(output, Mapping) and "logits" in output:
+            output = output["logits"]
+        if isinstance(output, (tuple, list)) and len(output) == 1:
+            output = output[0]
+        if isinstance(output, Tensor):
+            return output
+        parts = list(output) if isinstance(output, Mapping) else (
+            list(range(len(output))) if isinstance(output, (tuple, list)) else type(output).__name__
+        )
+        raise TargetError(
+            f"{self.name} returns several things ({parts}): say which one is explained, "
+            "for instance Network(model, output=0)"
+        )
+
+    def _check(self, question: Pass) -> None:
+        if question.wrt and not self.differentiable:
+            raise GradientError(
+                f"{self.name} is a prediction function and has no gradients; "
+                "use methods that need none, such as Occlusion, RISE, LIME or KernelSHAP"
+            )
+        asked = [*question.read, *question.wrt, *(e.site for e in question.edits)]
+        if question.of is not None and question.of.site is not None:
+            asked.append(question.of.site)
+        for address in asked:
+            self.locate(address)
+            if parse(address).part == "input":
+                self.input_key(address, question.inputs)
+        if question.rules is not None and question.rules.relevance_at_input:
+            if inner := [s for s in question.wrt if parse(s).part != "input"]:
+                raise InputError(f"{question.rules.name} has a rule for the first layer and is taken at 'input', not at {inner}")
+
+    def locate(self, address: str) -> Address:
+        """Parse an address and make sure that its module exists.
+
+        Raises
+        ------
+        SiteError
+            No such module; names the nearest ones.
+        """
+        where = parse(address)
+        if where.part != "input" and where.module not in self._modules:
+            near = _near(where.module, [n for n in self._modules if n])
+            hint = f"; did you mean {near}?" if near else "; net.sites() lists them"
+            raise SiteError(f"{self.name} has no module {where.module!r}{hint}")
+        return where
+
+    def input_key(self, address: str, inputs: Inputs) -> str:
+        """Name of the input that an ``input`` address means."""
+        key = parse(address).key
+        tensors = [k for k, v in inputs.items() if isinstance(v, Tensor)]
+        if key is None:
+            return tensors[0]
+        if key not in tensors:
+            raise SiteError(f"{address!r}: the inputs are {tensors}")
+        return key
+
+    def get_module(self, name: str) -> nn.Module | None:
+        """The module of that dotted name, or None."""
+        return self._modules.get(name)
+
+    # ---------------------------------------------------------------- inputs and state
+
+    def place(self, inputs: Any) -> Inputs:
+        """Inputs on the network's device and in its precision and memory format; new tensors, the user's stay as they are."""
+        return {k: self._place_tensor(v) if isinstance(v, Tensor) else v for k, v in as_inputs(inputs).items()}
+
+    def _place_tensor(self, t: Tensor) -> Tensor:
+        moved = t.detach().to(device=self.device, dtype=self.dtype if t.is_floating_point() else None)
+        if self.memory_format is not torch.preserve_format and moved.ndim == 4 and moved.is_floating_point():
+            moved = moved.contiguous(memory_format=self.memory_format)
+        # A network may write to its input; what the user handed over must not change.
+        return moved.clone() if moved.data_ptr() == t.data_ptr() else moved
+
+    def _place(self, question: Pass) -> Pass:
+        import dataclasses
+
+        placed = object.__new__(Pass)
+        for f in dataclasses.fields(Pass):
+            object.__setattr__(placed, f.name, getattr(question, f.name))
+        object.__setattr__(placed, "inputs", self.place(question.inputs))
+        return placed
+
+    @contextmanager
+    def _quiet(self, gradients: bool) -> Iterator[None]:
+        """Evaluation mode, frozen weights and kept buffers while a question is answered; all as before afterwards."""
+        training = [m for m in self._names if m.training]
+        trainable = [p for p in self.module.parameters() if p.requires_grad] if gradients else []
+        self._remember_buffers()
+        precision = (
+            torch.autocast(self.device.type, dtype=self.autocast) if self.autocast is not None else nullcontext()
+        )
+        try:
+            for m in training:
+                m.training = False
+            for p in trainable:
+                p.requires_grad_(False)
+            with torch.enable_grad() if gradients else torch.no_grad(), precision:
+                yield
+        finally:
+            for p in trainable:
+                p.requires_grad_(True)
+            for m in training:
+                m.training = True
+            self._restore_buffers()
+
+    def _remember_buffers(self) -> None:
+        now = [(m, k, b) for m in self._names for k, b in m._buffers.items() if b is not None]
+        same = len(now) == len(self._buffers) and all(
+            b is old and b._version == version for (_, _, b), (_, _, old, version, _) in zip(now, self._buffers, strict=True)
+        )
+        if not same:
+            self._buffers = [(m, k, b, b._version, b.detach().clone()) for m, k, b in now]
+
+    def _restore_buffers(self) -> None:
+        for i, (m, k, b, version, kept) in enumerate(self._buffers):
+            if m._buffers.get(k) is not b:
+                m._buffers[k] = b
+            if b._version != version:
+                with torch.no_grad():
+                    b.copy_(kept)
+                self._buffers[i] = (m, k, b, b._version, kept)
+
+    def call(self, inputs: Inputs) -> Any:
+        """Run the module on named inputs; positional ones have digits for names."""
+        args = [inputs[k] for k in sorted((k for k in inputs if k.isdigit()), key=int)]
+        kwargs = {k: v for k, v in inputs.items() if not k.isdigit()}
+        if self.overrides:
+            return torch.func.functional_call(self.module, self.overrides, tuple(args), kwargs)
+        return self.module(*args, **kwargs)
+
+    # ---------------------------------------------------------------- sites
+
+    def trace_of(self, question: Pass | None = None) -> Trace:
+        """Which modules one row calls, in which order, with which shapes; made once."""
+        if self._trace is None:
+            example = self._example if question is None else rows_of(question.inputs, slice(0, 1))
+            if example is None:
+                raise SiteError("the network has seen no input yet; run a pass first or give inputs=")
+            with self._quiet(gradients=False):
+                self._trace = trace(self, {k: v.clone() if isinstance(v, Tensor) else v for k, v in example.items()})
+        return self._trace
+
+    def sites(self, pattern: str = "*", inputs: Any = None) -> list[Site]:
+        """Sites whose address matches a glob.
+
+        Parameters
+        ----------
+        pattern : str, default "*"
+            Such as ``"features.*"``, ``"*:pattern"``, ``"*:in"``.
+        inputs : optional
+            What the network takes: one row is run to learn shapes. Not needed once a Pass has been run.
+
+        Returns
+        -------
+        list of Site
+            In the order in which they are reached; shapes are None before any input was seen. A module that is called
+            several times is listed once for each call.
+        """
+        if inputs is not None:
+            placed = self.place(inputs)
+            self._example = rows_of(placed, slice(0, 1))
+            self._trace = None
+        if self._example is None:
+            found = [Site("input", "input", None, None)]
+            found += [Site(n, role_of(m), None, _n_units(m)) for n, m in self._modules.items() if n]
+            found += [Site(f"{n}:in", role_of(m), None, None) for n, m in self._modules.items() if n]
+        else:
+            if not self._lock.acquire(blocking=False):
+                raise BusyError(f"{self.name} is answering another question")
+            try:
+                found = self.trace_of().sites(self)
+            finally:
+                self._lock.release()
+        matching = [s for s in found if fnmatch.fnmatchcase(s.address, pattern)]
+        if ":in" not in pattern:
+            matching = [s for s in matching if ":in" not in s.address]
+        return matching
+
+    def _cut(self, question: Pass) -> tuple[nn.Module, ...]:
+        """Modules that need not run, because an edit sets everything that comes out of them.
+
+        A cut is tried with stubs that return tensors without data: if anything but the set site depends on what was cut
+        away, the trial fails and the network is never cut there.
+        """
+        whole = [e.site for e in question.edits if e.whole]
+        if not whole or any(parse(s).part == "input" for s in (*question.read, *question.wrt)):
+            return ()
+        others = {*question.read, *question.wrt, *(e.site for e in question.edits)}
+        if question.of is not None and question.of.site is not None:
+            others.add(question.of.site)
+        order = self.trace_of(question)
+        places = {s: order.position(parse(s)) for s in others}
+        if any(p is None for p in places.values()):
+            return ()
+        first = min(others, key=lambda s: places[s] or 0)
+        if first not in whole or sum(e.site == first for e in question.edits) > 1:
+            return ()
+        if first not in self._cuts:
+            self._cuts[first] = None
+            stubs = order.before(parse(first), self)
+            row = Pass(rows_of(question.inputs, slice(0, 1)), [Set(first, self._first_value(question, first))])
+            with self._quiet(gradients=False):
+                full = self._answer(row, ())
+                try:
+                    short = self._answer(row, stubs) if stubs else None
+                except (RuntimeError, NotImplementedError, ValueError, TypeError, NisslError):
+                    short = None  # something behind the site needs what lies before it: no cut here, the full pass is right
+            if full is not None and short is not None and full.output is not None and short.output is not None:
+                if not short.output.is_meta and torch.allclose(full.output, short.output, rtol=1e-5, atol=1e-6):
+                    self._cuts[first] = stubs
+        return self._cuts[first] or ()
+
+    @staticmethod
+    def _first_value(question: Pass, site: str) -> Tensor:
+        value = next(e.value for e in question.edits if e.site == site)
+        assert value is not None
+        return value[:1] if value.ndim >= 2 else value
+
+    def embedding_site(self, inputs: Any) -> str | None:
+        """Site of the token embedding that integer inputs go through, or None."""
+        placed = self.place(inputs)
+        if self._example is None:
+            self._example = rows_of(placed, slice(0, 1))
+        return self.trace_of().embedding
+
+    def dims_of(self, site: str, shape: Sequence[int]) -> tuple[str, ...]:
+        """Names of the dimensions of an activation of that shape (without rows) at a site."""
+        k = len(shape)
+        where = parse(site)
+        if where.part == "input" and self.input_dims is not None:
+            if len(self.input_dims) != k:
+                raise InputError(f"dims={self.input_dims} does not fit an input whose rows have shape {tuple(shape)}")
+            return self.input_dims
+        if where.part == "pattern":
+            return ("head", "query", "key")[-k:]
+        if k == 3:
+            return ("channel", "y", "x")
+        if k == 2:
+            module = None if where.part == "input" else self._modules.get(where.module)
+            if module is None:
+                return ("channel", "time")
+            time_first = isinstance(module, (nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d))
+            return ("channel", "time") if time_first else ("token", "unit")
+        if k == 1:
+            return ("feature",) if where.part == "input" else ("unit",)
+        return tuple(f"dim_{i}" for i in range(k)) if k else ()
+
+    # ---------------------------------------------------------------- other weights
+
+    def changed(self, weights: Mapping[str, Tensor]) -> Network:
+        """The same network with other weights; this one stays as it is.
+
+        Parameters
+        ----------
+        weights : mapping of parameter or buffer name to Tensor
+            As in ``module.state_dict()``; the rest is shared.
+        """
+        own = {**dict(self.module.named_parameters(remove_duplicate=False)), **dict(self.module.named_buffers(remove_duplicate=False))}
+        for name, value in weights.items():
+            if name not in own:
+                near = _near(name, list(own))
+                raise InputError(f"{self.name} has no weight {name!r}" + (f"; did you mean {near}?" if near else ""))
+            if tuple(value.shape) != tuple(own[name].shape):
+                raise InputError(f"weight {name!r} has shape {tuple(own[name].shape)}, {tuple(value.shape)} was given")
+        other = object.__new__(Network)
+        other.__dict__.update(self.__dict__)
+        moved = {k: v.detach().to(device=own[k].device, dtype=own[k].dtype) for k, v in weights.items()}
+        other.overrides = {**self.overrides, **moved}
+        return other
+
+    def weights(self) -> dict[str, Tensor]:
+        """Parameters and buffers by name, as this network uses them (not copies)."""
+        own = {k: v.detach() for k, v in self.module.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
+        return {**own, **self.overrides}
+
+    def fingerprint(self) -> str:
+        """Hash of architecture and weights: equal for equal networks, also in another process."""
+        digest = hashlib.blake2b(digest_size=16)
+        if isinstance(self.module, _Predictor):
+            digest.update(self.module.identity.encode())
+        else:
+            digest.update(repr(self.module).encode())
+            for name, value in sorted(self.weights().items()):
+                digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
+                raw = value.cpu().contiguous().reshape(-1)
+                if raw.numel():
+                    digest.update(raw.view(torch.uint8).numpy())
+        digest.update(f"{self.dtype}{self.autocast}{self._pick if not callable(self._pick) else 'function'}".encode())
+        return digest.hexdigest()
+
+    def first_nonfinite(self, question: Pass) -> str | None:
+        """The first site, in order of the forward pass, at which NaN or infinity appears under this Pass."""
+        placed = self._place(question)
+        found: list[str] = []
+
+        def check(address: str, structure: Any) -> None:
+            if found:
+                return
+            try:
+                t = select(structure, None, address)
+            except SiteError:
+                return
+            if t.is_floating_point() and not bool(torch.isfinite(t).all()):
+                found.append(address)
+
+        first = self.input_key("input", placed.inputs)
+        check("input", placed.inputs[first])
+        with self._quiet(gradients=False), ExitStack() as stack:
+            for module, name in self._names.items():
+                if name:
+                    handle = module.register_forward_hook(lambda m, a, out, name=name: check(name, out))
+                    stack.callback(handle.remove)
+            Forward(self, placed, copies=self._copies).run()
+        return found[0] if found else None
+
+    def require_finite(self, question: Pass, answer: Answer) -> None:
+        """Raise NonFiniteError, naming the first site, where an answer holds NaN or infinity."""
+        total = sum(
+            float(t.detach().sum(dtype=torch.float64)) if t.is_floating_point() else 0.0 for t in answer.tensors().values()
+        )
+        if np.isfinite(total):
+            return
+        for name, t in answer.tensors().items():
+            if t.is_floating_point() and not bool(torch.isfinite(t).all()):
+                site = self.first_nonfinite(question)
+                where = f"it first appears at site {site!r}" if site else "the forward pass is finite: it appears in the backward pass"
+                raise NonFiniteError(f"{self.name} answered with NaN or infinity ({name}); {where}")
+
+
+class _Predictor(nn.Module):
+    """A prediction function as a module without weights or gradients."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        object.__setattr__(self, "model", model)
+        for name in ("predict_proba", "decision_function", "predict"):
+            if hasattr(model, name):
+                self.predict: Callable[[Any], Any] = getattr(model, name)
+                break
+        else:
+            self.predict = model
+        self.is_estimator = self.predict is not model
+        self.identity = _identity(model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        array = x.detach().cpu().numpy()
+        if self.is_estimator and array.ndim > 2:
+            array = array.reshape(len(array), -1)
+        try:
+            out = self.predict(array)
+        except NisslError:
+            raise
+        except Exception as error:
+            hint = " (is it fitted?)" if self.is_estimator else ""
+            raise InputError(f"the prediction function failed on an array of shape {array.shape}{hint}: {error}") from error
+        out = out if isinstance(out, Tensor) else np.asarray(out)
+        if isinstance(out, np.ndarray) and out.dtype.kind not in "biuf":
+            raise TargetError(f"the prediction function must return numbers, it returned {out.dtype}; use predict_proba")
+        t = torch.as_tensor(out, device=x.device)
+        if t.ndim == 0 or t.shape[0] != x.shape[0]:
+            raise TargetError(f"the prediction function gave shape {tuple(t.shape)} for {x.shape[0]} rows")
+        return t.to(x.dtype) if x.is_floating_point() else t
+
+
+def _identity(model: Any) -> str:
+    """A name for a black box that another process would give it too, where its state can be hashed."""
+    import joblib
+
+    state: Any = model
+    if hasattr(model, "__code__"):
+        cells = tuple(c.cell_contents for c in model.__closure__ or ())
+        state = (model.__qualname__, model.__code__.co_code, repr(model.__code__.co_consts), model.__defaults__, cells)
+    try:
+        return str(joblib.hash(state))
+    except Exception:  # not hashable: unique to this process, so answers are not shared with others
+        return uuid.uuid4().hex
+
+
+def _n_units(module: nn.Module) -> int | None:
+    for name in ("out_channels", "out_features", "num_features", "embedding_dim"):
+        value = getattr(module, name, None)
+        if isinstance(value, int):
+            return value
+    return None
+
+
+def _near(name: str, names: list[str], k: int = 3) -> list[str]:
+    import difflib
+
+    return difflib.get_close_matches(name, names, k, 0.5)
+
+
+__all__ = ["Network", "n_rows"]

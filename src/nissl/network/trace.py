@@ -1,0 +1,133 @@
+"""What one forward pass calls: modules, order, shapes, attention patterns."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from nissl.errors import SiteError
+from nissl.network.forward import without_data
+from nissl.network.passes import Inputs
+from nissl.network.patterns import PatternMode
+from nissl.network.site import Address, Site, role_of, select, unit_axis
+
+if TYPE_CHECKING:
+    from nissl.network.network import Network
+
+
+class Trace:
+    """Record of one forward pass of one row.
+
+    Attributes
+    ----------
+    events : list of (part, module name, call)
+        ``in`` when a call begins, ``out`` when it ends, ``pattern`` when an attention pattern appears.
+    calls : dict of module name to number of calls
+    outputs : dict of module to what each of its calls returned, without data
+    embedding : str or None
+        Site of the embedding that the first integer input goes through.
+    """
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, str, int]] = []
+        self.calls: dict[str, int] = {}
+        self.shapes: dict[tuple[str, str, int], Any] = {}
+        self.outputs: dict[nn.Module, list[Any]] = {}
+        self.inputs: dict[str, tuple[int, ...]] = {}
+        self.embedding: str | None = None
+
+    def position(self, address: Address) -> int | None:
+        """Where in the order of events a site lies; None where it was not reached or is the input."""
+        if address.part == "input":
+            return -1
+        try:
+            return self.events.index((address.part, address.module, address.call or 1))
+        except ValueError:
+            return None
+
+    def before(self, address: Address, network: Network) -> tuple[nn.Module, ...]:
+        """Outermost modules whose every call has ended by the time the site is reached."""
+        at = self.position(address)
+        if at is None or at < 0:
+            return ()
+        last = {name: i for i, (part, name, _) in enumerate(self.events) if part == "out"}
+        done = [name for name, i in last.items() if i <= at and name]
+        chosen: list[str] = []
+        for name in sorted(done, key=lambda s: s.count(".")):
+            if not any(name.startswith(f"{c}.") for c in chosen):
+                chosen.append(name)
+        modules = [network.get_module(name) for name in chosen]
+        return tuple(m for m in modules if m is not None)
+
+    def sites(self, network: Network) -> list[Site]:
+        """Every site that was reached, in order."""
+        keys = list(self.inputs)
+        found = [Site("input" if i == 0 else f"input:{k}", "input", self.inputs[k], None) for i, k in enumerate(keys)]
+        for part, name, call in self.events:
+            if not name:
+                continue
+            structure = self.shapes[part, name, call]
+            several = self.calls[name] > 1 if part != "pattern" else (("pattern", name, 2) in self.shapes)
+            address = Address(name, part, None, call if several else None)
+            module = network.get_module(name)
+            try:
+                t = select(structure, None, str(address))
+            except SiteError:
+                continue
+            axis = unit_axis(module if part == "out" else None, t.ndim)
+            role = "pattern" if part == "pattern" else role_of(module) if module is not None else "block"
+            found.append(Site(str(address), role, tuple(t.shape[1:]), t.shape[axis] if t.ndim > 1 else None))
+            if part == "out" and isinstance(structure, (tuple, list)):
+                for i, v in enumerate(structure):
+                    if isinstance(v, Tensor) and v is not t:
+                        extra = Address(name, "out", str(i), call if several else None)
+                        found.append(Site(str(extra), role, tuple(v.shape[1:]), v.shape[-1] if v.ndim > 1 else None))
+        return found
+
+
+def trace(network: Network, inputs: Inputs) -> Trace:
+    """Run one row and record what is called."""
+    record = Trace()
+    record.inputs = {k: tuple(v.shape[1:]) for k, v in inputs.items() if isinstance(v, Tensor)}
+    whole = next((v for v in inputs.values() if isinstance(v, Tensor) and not v.is_floating_point()), None)
+    counts: dict[tuple[str, nn.Module], int] = {}
+
+    def enter(module: nn.Module, args: Any, kwargs: Any, name: str) -> None:
+        counts["in", module] = call = counts.get(("in", module), 0) + 1
+        record.events.append(("in", name, call))
+        held = {**{str(i): v for i, v in enumerate(args)}, **kwargs}
+        record.shapes["in", name, call] = without_data(held)
+        if record.embedding is None and isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and whole is not None:
+            ids = next((v for v in held.values() if isinstance(v, Tensor)), None)
+            if ids is not None and ids.shape == whole.shape and torch.equal(ids, whole):
+                record.embedding = name
+
+    def leave(module: nn.Module, args: Any, output: Any, name: str) -> None:
+        counts["out", module] = call = counts.get(("out", module), 0) + 1
+        record.events.append(("out", name, call))
+        record.shapes["out", name, call] = kept = without_data(output)
+        record.outputs.setdefault(module, []).append(kept)
+        record.calls[name] = call
+
+    def pattern(name: str, call: int, t: Tensor) -> Tensor:
+        record.events.append(("pattern", name, call))
+        record.shapes["pattern", name, call] = without_data(t)
+        return t
+
+    mode = PatternMode(pattern)
+    with ExitStack() as stack:
+        for module, name in network._names.items():
+            handles = (
+                mode.watch(module, name),
+                module.register_forward_hook(mode.leave, always_call=True),
+                module.register_forward_pre_hook(lambda m, a, k, name=name: enter(m, a, k, name), with_kwargs=True),
+                module.register_forward_hook(lambda m, a, out, name=name: leave(m, a, out, name)),
+            )
+            for handle in handles:
+                stack.callback(handle.remove)
+        stack.enter_context(mode)
+        network.call(inputs)
+    return record
