@@ -1,0 +1,55 @@
+"""What the documentation says is run: its Python blocks, its commands, its tables."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+
+
+@dataclass
+class Block:
+    """Fenced code of a page; `line` is the line of its first statement."""
+
+    language: str
+    line: int
+    code: str
+
+
+def blocks(text: str, language: str) -> list[Block]:
+    found = re.finditer(r"^```(\w+)[^\n]*\n(.*?)^```$", text, flags=re.M | re.S)
+    return [Block(m[1], text.count("\n", 0, m.start(2)) + 1, m[2]) for m in found if m[1] == language]
+
+
+def name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def test_blocks_are_found_with_their_lines() -> None:
+    text = "a\n```python\nx = 1\ny = 2\n```\n```bash\nls\n```\n\n```python title='b'\nz = 3\n```\n"
+    assert blocks(text, "python") == [Block("python", 3, "x = 1\ny = 2\n"), Block("python", 11, "z = 3\n")]
+    assert [b.code for b in blocks(text, "bash")] == ["ls\n"]
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p.read_text(encoding="utf-8"), "python")], ids=name)
+def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks of a page run in order, in one namespace, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    for block in blocks(page.read_text(encoding="utf-8"), "python"):
+        # Empty lines in front make a traceback name the line of the page.
+        exec(compile("\n" * (block.line - 1) + block.code, str(page), "exec"), namespace)
+
+
+def test_the_readme_example_is_short() -> None:
+    (example,) = blocks((ROOT / "README.md").read_text(encoding="utf-8"), "python")
+    assert len(example.code.splitlines()) <= 15
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    config = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for page in (ROOT / "docs").glob("**/*.md"):
+        assert page.relative_to(ROOT / "docs").as_posix() in config, f"{name(page)} is not in mkdocs.yml"
