@@ -99,7 +99,9 @@ class Edit:
 
     def _fit(self, t: Tensor, axis: int) -> Tensor:
         assert self.value is not None
-        value = self.value.to(device=t.device, dtype=t.dtype if not self.value.is_complex() else None)
+        # A stubbed module hands on a tensor without data (see Network.run); what is set there keeps its own device.
+        device = self.value.device if t.is_meta else t.device
+        value = self.value.to(device=device, dtype=t.dtype if not self.value.is_complex() else None)
         if value.ndim == 1:
             if value.shape[0] != t.shape[axis]:
                 raise InputError(
@@ -225,22 +227,28 @@ def _value(site: str, value: Any) -> Tensor:
     return tensor.detach()
 
 
-def Set(site: str, value: Any, *, units: Any = None, positions: Any = None, examples: Any = None, where: Any = None) -> Edit:  # noqa: N802
+def Set(
+    site: str, value: Any, *, units: Any = None, positions: Any = None, examples: Any = None, where: Any = None
+) -> Edit:
     """Replace the activation by `value`."""
     return Edit(site, "set", _value(site, value), **_where(site, units, positions, examples, where))
 
 
-def Add(site: str, value: Any, *, units: Any = None, positions: Any = None, examples: Any = None, where: Any = None) -> Edit:  # noqa: N802
+def Add(
+    site: str, value: Any, *, units: Any = None, positions: Any = None, examples: Any = None, where: Any = None
+) -> Edit:
     """Add `value` to the activation."""
     return Edit(site, "add", _value(site, value), **_where(site, units, positions, examples, where))
 
 
-def Scale(site: str, factor: Any, *, units: Any = None, positions: Any = None, examples: Any = None, where: Any = None) -> Edit:  # noqa: N802
+def Scale(
+    site: str, factor: Any, *, units: Any = None, positions: Any = None, examples: Any = None, where: Any = None
+) -> Edit:
     """Multiply the activation by `factor`."""
     return Edit(site, "scale", _value(site, factor), **_where(site, units, positions, examples, where))
 
 
-def Ablate(  # noqa: N802
+def Ablate(
     site: str,
     how: Literal["zero", "mean", "resample"] = "zero",
     *,
@@ -276,12 +284,22 @@ def Ablate(  # noqa: N802
     return Edit(site, "set", value.detach(), **_where(site, units, positions, examples, where))
 
 
-def Patch(site: str, source: Answer, *, units: Any = None, positions: Any = None, examples: Any = None, where: Any = None) -> Edit:  # noqa: N802
+def Patch(
+    site: str, source: Answer, *, units: Any = None, positions: Any = None, examples: Any = None, where: Any = None
+) -> Edit:
     """Put the activation that another Answer read at this site in its place."""
     return Edit(site, "set", _read(source, site).detach(), **_where(site, units, positions, examples, where))
 
 
-def Apply(site: str, function: Callable[[Tensor], Tensor], *, units: Any = None, positions: Any = None, examples: Any = None, where: Any = None) -> Edit:  # noqa: N802
+def Apply(
+    site: str,
+    function: Callable[[Tensor], Tensor],
+    *,
+    units: Any = None,
+    positions: Any = None,
+    examples: Any = None,
+    where: Any = None,
+) -> Edit:
     """Replace the activation by a function of it, each row by itself."""
     if not callable(function):
         raise InputError(f"edit at {site!r}: a function is needed, got {type(function).__name__}")

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from nissl.errors import RuleError
 
@@ -85,7 +85,9 @@ def multi_head_attention(
     if training and dropout_p:
         raise RuleError("attention with dropout cannot be written out: run the network in evaluation mode")
     if static_k is not None or static_v is not None or bias_k is not None or bias_v is not None or add_zero_attn:
-        raise RuleError("multi-head attention with static keys, key/value biases or an added zero key cannot be written out")
+        raise RuleError(
+            "multi-head attention with static keys, key/value biases or an added zero key cannot be written out"
+        )
     batched = query.ndim == 3
     if not batched:
         query, key, value = query[:, None], key[:, None], value[:, None]

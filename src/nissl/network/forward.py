@@ -51,6 +51,7 @@ class Forward:
     def run(self) -> Any:
         """The module's output; None when the pass could stop early."""
         question, network = self.question, self.network
+        self._may_stop = not question.output and question.of is None and self._single_calls()
         inputs = dict(question.inputs)
         for site, address in self.addresses.items():
             if address.part == "input":
@@ -80,7 +81,6 @@ class Forward:
                 stack.callback(handle.remove)
             if mode is not None:
                 stack.enter_context(mode)
-            self._may_stop = not question.output and question.of is None and self._single_calls()
             try:
                 return network.call(inputs)
             except Stop:
@@ -88,8 +88,6 @@ class Forward:
 
     def _single_calls(self) -> bool:
         """Whether no asked module is called again after it was captured, so that stopping hides no ambiguity."""
-        if self.question.output:
-            return False
         calls = self.network.trace_of(self.question).calls
         return all(
             a.part == "input" or a.call is not None or calls.get(a.module, 1) == 1 for a in self.addresses.values()

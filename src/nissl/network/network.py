@@ -9,6 +9,7 @@ import uuid
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,8 @@ from torch import Tensor, nn
 
 from nissl.errors import BusyError, GradientError, InputError, NisslError, NonFiniteError, SiteError, TargetError
 from nissl.network.edit import Set
-from nissl.network.forward import Forward, Stop, stub
-from nissl.network.passes import Answer, Inputs, Pass, as_inputs, n_rows, rows_of
+from nissl.network.forward import Forward, stub
+from nissl.network.passes import Answer, Inputs, Pass, as_inputs, raw_bytes, rows_of
 from nissl.network.site import Address, Site, parse, role_of, select
 from nissl.network.trace import Trace, trace
 
@@ -88,8 +89,10 @@ class Network:
         parameter = next(self.module.parameters(), None)
         if device is not None:
             self.module.to(device)
-        self.device = torch.device(device) if device is not None else (
-            parameter.device if parameter is not None else torch.device("cpu")
+        self.device = (
+            torch.device(device)
+            if device is not None
+            else (parameter.device if parameter is not None else torch.device("cpu"))
         )
         self.dtype = dtype or (
             parameter.dtype if parameter is not None and parameter.is_floating_point() else torch.get_default_dtype()
@@ -164,9 +167,11 @@ class Network:
                 output = forward.run()
             return self._collect(question, forward, output)
         except RuntimeError as error:
-            if not self._copies and "in-place operation" in str(error) or "inplace operation" in str(error):
+            if (not self._copies and "in-place operation" in str(error)) or "inplace operation" in str(error):
                 if self._copies:
-                    raise GradientError(f"the network changes an activation in place that a gradient needs: {error}") from error
+                    raise GradientError(
+                        f"the network changes an activation in place that a gradient needs: {error}"
+                    ) from error
                 return None
             raise
 
@@ -220,8 +225,10 @@ class Network:
             output = output[0]
         if isinstance(output, Tensor):
             return output
-        parts = list(output) if isinstance(output, Mapping) else (
-            list(range(len(output))) if isinstance(output, (tuple, list)) else type(output).__name__
+        parts = (
+            list(output)
+            if isinstance(output, Mapping)
+            else (list(range(len(output))) if isinstance(output, (tuple, list)) else type(output).__name__)
         )
         raise TargetError(
             f"{self.name} returns several things ({parts}): say which one is explained, "
@@ -243,7 +250,9 @@ class Network:
                 self.input_key(address, question.inputs)
         if question.rules is not None and question.rules.relevance_at_input:
             if inner := [s for s in question.wrt if parse(s).part != "input"]:
-                raise InputError(f"{question.rules.name} has a rule for the first layer and is taken at 'input', not at {inner}")
+                raise InputError(
+                    f"{question.rules.name} has a rule for the first layer and is taken at 'input', not at {inner}"
+                )
 
     def locate(self, address: str) -> Address:
         """Parse an address and make sure that its module exists.
@@ -288,13 +297,11 @@ class Network:
         return moved.clone() if moved.data_ptr() == t.data_ptr() else moved
 
     def _place(self, question: Pass) -> Pass:
-        import dataclasses
-
-        placed = object.__new__(Pass)
-        for f in dataclasses.fields(Pass):
-            object.__setattr__(placed, f.name, getattr(question, f.name))
-        object.__setattr__(placed, "inputs", self.place(question.inputs))
-        return placed
+        edits = tuple(
+            e if e.value is None or e.value.device == self.device else replace(e, value=e.value.to(self.device))
+            for e in question.edits
+        )
+        return question.on(self.place(question.inputs), edits)
 
     @contextmanager
     def _quiet(self, gradients: bool) -> Iterator[None]:
@@ -322,7 +329,8 @@ class Network:
     def _remember_buffers(self) -> None:
         now = [(m, k, b) for m in self._names for k, b in m._buffers.items() if b is not None]
         same = len(now) == len(self._buffers) and all(
-            b is old and b._version == version for (_, _, b), (_, _, old, version, _) in zip(now, self._buffers, strict=True)
+            b is old and b._version == version
+            for (_, _, b), (_, _, old, version, _) in zip(now, self._buffers, strict=True)
         )
         if not same:
             self._buffers = [(m, k, b, b._version, b.detach().clone()) for m, k, b in now]
@@ -420,7 +428,9 @@ class Network:
                 try:
                     short = self._answer(row, stubs) if stubs else None
                 except (RuntimeError, NotImplementedError, ValueError, TypeError, NisslError):
-                    short = None  # something behind the site needs what lies before it: no cut here, the full pass is right
+                    short = (
+                        None  # something behind the site needs what lies before it: no cut here, the full pass is right
+                    )
             if full is not None and short is not None and full.output is not None and short.output is not None:
                 if not short.output.is_meta and torch.allclose(full.output, short.output, rtol=1e-5, atol=1e-6):
                     self._cuts[first] = stubs
@@ -471,7 +481,10 @@ class Network:
         weights : mapping of parameter or buffer name to Tensor
             As in ``module.state_dict()``; the rest is shared.
         """
-        own = {**dict(self.module.named_parameters(remove_duplicate=False)), **dict(self.module.named_buffers(remove_duplicate=False))}
+        own = {
+            **dict(self.module.named_parameters(remove_duplicate=False)),
+            **dict(self.module.named_buffers(remove_duplicate=False)),
+        }
         for name, value in weights.items():
             if name not in own:
                 near = _near(name, list(own))
@@ -498,9 +511,8 @@ class Network:
             digest.update(repr(self.module).encode())
             for name, value in sorted(self.weights().items()):
                 digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
-                raw = value.cpu().contiguous().reshape(-1)
-                if raw.numel():
-                    digest.update(raw.view(torch.uint8).numpy())
+                if value.numel():
+                    digest.update(raw_bytes(value))
         digest.update(f"{self.dtype}{self.autocast}{self._pick if not callable(self._pick) else 'function'}".encode())
         return digest.hexdigest()
 
@@ -532,14 +544,19 @@ class Network:
     def require_finite(self, question: Pass, answer: Answer) -> None:
         """Raise NonFiniteError, naming the first site, where an answer holds NaN or infinity."""
         total = sum(
-            float(t.detach().sum(dtype=torch.float64)) if t.is_floating_point() else 0.0 for t in answer.tensors().values()
+            float(t.detach().sum(dtype=torch.float64)) if t.is_floating_point() else 0.0
+            for t in answer.tensors().values()
         )
         if np.isfinite(total):
             return
         for name, t in answer.tensors().items():
             if t.is_floating_point() and not bool(torch.isfinite(t).all()):
                 site = self.first_nonfinite(question)
-                where = f"it first appears at site {site!r}" if site else "the forward pass is finite: it appears in the backward pass"
+                where = (
+                    f"it first appears at site {site!r}"
+                    if site
+                    else "the forward pass is finite: it appears in the backward pass"
+                )
                 raise NonFiniteError(f"{self.name} answered with NaN or infinity ({name}); {where}")
 
 
@@ -568,10 +585,14 @@ class _Predictor(nn.Module):
             raise
         except Exception as error:
             hint = " (is it fitted?)" if self.is_estimator else ""
-            raise InputError(f"the prediction function failed on an array of shape {array.shape}{hint}: {error}") from error
+            raise InputError(
+                f"the prediction function failed on an array of shape {array.shape}{hint}: {error}"
+            ) from error
         out = out if isinstance(out, Tensor) else np.asarray(out)
         if isinstance(out, np.ndarray) and out.dtype.kind not in "biuf":
-            raise TargetError(f"the prediction function must return numbers, it returned {out.dtype}; use predict_proba")
+            raise TargetError(
+                f"the prediction function must return numbers, it returned {out.dtype}; use predict_proba"
+            )
         t = torch.as_tensor(out, device=x.device)
         if t.ndim == 0 or t.shape[0] != x.shape[0]:
             raise TargetError(f"the prediction function gave shape {tuple(t.shape)} for {x.shape[0]} rows")
@@ -604,6 +625,3 @@ def _near(name: str, names: list[str], k: int = 3) -> list[str]:
     import difflib
 
     return difflib.get_close_matches(name, names, k, 0.5)
-
-
-__all__ = ["Network", "n_rows"]

@@ -38,7 +38,9 @@ def as_inputs(inputs: Any) -> Inputs:
     elif isinstance(inputs, (tuple, list)):
         named = {str(i): v for i, v in enumerate(inputs)}
     else:
-        raise InputError(f"inputs must be a tensor, an array, a tuple or a mapping of them, got {type(inputs).__name__}")
+        raise InputError(
+            f"inputs must be a tensor, an array, a tuple or a mapping of them, got {type(inputs).__name__}"
+        )
     for name, value in named.items():
         if isinstance(value, np.ndarray):
             if value.dtype.kind not in "biufc":
@@ -54,6 +56,14 @@ def as_inputs(inputs: Any) -> Inputs:
     if 0 in sizes.values():
         raise InputError("inputs are empty: 0 rows")
     return named
+
+
+def raw_bytes(t: Tensor) -> memoryview:
+    """The numbers of a tensor as bytes, in row-major order."""
+    flat = t.detach().cpu().reshape(-1)
+    if flat.stride(0) != 1:  # repeated entries; contiguous() leaves single ones as they are
+        flat = torch.empty(flat.shape, dtype=flat.dtype).copy_(flat)
+    return memoryview(flat.view(torch.uint8).numpy())
 
 
 def n_rows(inputs: Inputs) -> int:
@@ -127,10 +137,17 @@ class Pass:
         put(self, "rules", rules)
         put(self, "output", bool(output) or (self.of is not None and self.of.site is None))
 
+    def on(self, inputs: Inputs, edits: tuple[Edit, ...]) -> Pass:
+        """The same question on other inputs and edits of the same form."""
+        return _build(inputs, edits, self.of, self)
+
     def __getitem__(self, index: slice) -> Pass:
         """Some rows of the pass."""
         return _build(
-            rows_of(self.inputs, index), tuple(e[index] for e in self.edits), None if self.of is None else self.of[index], self
+            rows_of(self.inputs, index),
+            tuple(e[index] for e in self.edits),
+            None if self.of is None else self.of[index],
+            self,
         )
 
     @property
@@ -141,7 +158,15 @@ class Pass:
             for k, v in self.inputs.items()
         )
         edits = tuple(e.kind_key for e in self.edits)
-        return (signature, edits, self.read, None if self.of is None else self.of.kind, self.wrt, self.rules, self.output)
+        return (
+            signature,
+            edits,
+            self.read,
+            None if self.of is None else self.of.kind,
+            self.wrt,
+            self.rules,
+            self.output,
+        )
 
     def content_key(self) -> str | None:
         """Hash of everything the answer depends on but the network; None where a function makes that unknowable."""
@@ -155,8 +180,7 @@ class Pass:
                         put("repeat", v.shape[0], v[:1])
                         continue
                     digest.update(f"{v.dtype}{tuple(v.shape)}".encode())
-                    raw = v.cpu().contiguous()
-                    digest.update(raw.view(torch.uint8).numpy() if raw.ndim else raw.reshape(1).view(torch.uint8).numpy())
+                    digest.update(raw_bytes(v))
                 else:
                     digest.update(repr(v).encode())
                 digest.update(b"|")
@@ -243,7 +267,9 @@ class Answer:
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by name."""
         named = {"output": self.output, "scalar": self.scalar}
-        named |= {f"read {k}": v for k, v in self.reads.items()} | {f"gradient {k}": v for k, v in self.gradients.items()}
+        named |= {f"read {k}": v for k, v in self.reads.items()} | {
+            f"gradient {k}": v for k, v in self.gradients.items()
+        }
         return {k: v for k, v in named.items() if v is not None}
 
     @property

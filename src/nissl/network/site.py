@@ -12,9 +12,7 @@ from torch import Tensor, nn
 
 from nissl.errors import SiteError
 
-_ADDRESS = re.compile(
-    r"^(?P<module>[^:#]+)(?::(?P<part>in|out|pattern)(?:\.(?P<key>[\w-]+))?)?(?:#(?P<call>\d+))?$"
-)
+_ADDRESS = re.compile(r"^(?P<module>[^:#]+)(?::(?P<part>in|out|pattern)(?:\.(?P<key>[\w-]+))?)?(?:#(?P<call>\d+))?$")
 _INPUT = re.compile(r"^input(?::(?P<key>[\w-]+))?$")
 
 
@@ -55,7 +53,9 @@ def parse(text: str) -> Address:
         if call is not None and int(call) < 1:
             raise SiteError(f"{text!r}: calls are counted from #1")
         return Address(found["module"], found["part"] or "out", found["key"], None if call is None else int(call))
-    raise SiteError(f"{text!r} is not a site address; write 'module.name', 'module.name:in', 'module.name#2' or 'input'")
+    raise SiteError(
+        f"{text!r} is not a site address; write 'module.name', 'module.name:in', 'module.name#2' or 'input'"
+    )
 
 
 @dataclass(frozen=True)

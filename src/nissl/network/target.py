@@ -49,9 +49,7 @@ class Target:
         for v in self.values:
             if v.shape[0] not in (1, n):
                 raise TargetError(f"target {self.name!r} has {v.shape[0]} entries for {n} rows; give 1 or {n}")
-        return Target(
-            self.function, tuple(v.expand(n, *v.shape[1:]) for v in self.values), self.site, self.name
-        )
+        return Target(self.function, tuple(v.expand(n, *v.shape[1:]) for v in self.values), self.site, self.name)
 
     def __getitem__(self, index: slice | Tensor) -> Target:
         """Rows of the target; its values must be spelled out first (see `rows`)."""

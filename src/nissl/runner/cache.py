@@ -1,0 +1,112 @@
+"""Answers kept in bounded memory and, if wanted, in a zarr folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+import zarr
+
+from nissl.errors import RunFolderError
+from nissl.network import Answer
+
+
+class AnswerCache:
+    """Answers by content key.
+
+    Parameters
+    ----------
+    memory : int, default 1 GiB
+        Bytes kept in memory; the least recently used go first.
+    folder : path, optional
+        Where answers are also kept on disk, each as a zarr group that is moved into place when it is complete.
+    """
+
+    def __init__(self, memory: int = 2**30, folder: str | Path | None = None) -> None:
+        self.memory = memory
+        self.held = 0
+        self.folder = None if folder is None else Path(folder)
+        self._answers: OrderedDict[str, Answer] = OrderedDict()
+        if self.folder is not None:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise RunFolderError(f"the answer folder {self.folder} cannot be made: {error}") from error
+
+    def get(self, key: str) -> Answer | None:
+        """The answer, or None."""
+        if key in self._answers:
+            self._answers.move_to_end(key)
+            return self._answers[key]
+        if self.folder is not None and (self.folder / key).is_dir():
+            answer = _load(self.folder / key)
+            self._keep(key, answer)
+            return answer
+        return None
+
+    def put(self, key: str, answer: Answer) -> None:
+        """Keep an answer."""
+        self._keep(key, answer)
+        if self.folder is not None and not (self.folder / key).exists():
+            _save(self.folder / key, answer)
+
+    def forget(self, keys: set[str]) -> None:
+        """Drop answers from memory and disk."""
+        for key in keys:
+            if (old := self._answers.pop(key, None)) is not None:
+                self.held -= old.nbytes
+            if self.folder is not None:
+                shutil.rmtree(self.folder / key, ignore_errors=True)
+
+    def _keep(self, key: str, answer: Answer) -> None:
+        size = answer.nbytes
+        if size > self.memory or key in self._answers:
+            return
+        self._answers[key] = answer
+        self.held += size
+        while self.held > self.memory:
+            _, old = self._answers.popitem(last=False)
+            self.held -= old.nbytes
+
+
+def _save(path: Path, answer: Answer) -> None:
+    temporary = tempfile.mkdtemp(prefix=".part-", dir=path.parent)
+    try:
+        group = zarr.open_group(temporary, mode="w")
+        names = []
+        for i, (name, t) in enumerate(answer.tensors().items()):
+            # numpy has no bfloat16; float32 holds it exactly
+            array = t.detach().cpu().float() if t.dtype == torch.bfloat16 else t.detach().cpu()
+            data = array.contiguous().numpy()
+            group.create_array(str(i), data=data, chunks=data.shape or (1,), compressors=None)
+            names.append([name, str(t.dtype).removeprefix("torch.")])
+        group.attrs["tensors"] = names
+        os.replace(temporary, path)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if path.exists():  # another run was faster; its answer is the same
+            return
+        raise RunFolderError(f"an answer cannot be written to {path.parent}: {error}") from error
+
+
+def _load(path: Path) -> Answer:
+    try:
+        group = zarr.open_group(path, mode="r")
+        tensors = {
+            str(name): torch.from_numpy(group[str(i)][...]).to(getattr(torch, str(dtype)))  # pyright: ignore
+            for i, (name, dtype) in enumerate(group.attrs["tensors"])  # pyright: ignore
+        }
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise RunFolderError(
+            f"the stored answer {path} cannot be read ({error!r}); delete that folder and resume"
+        ) from error
+    return Answer(
+        tensors.pop("output", None),
+        tensors.pop("scalar", None),
+        {k.removeprefix("read "): v for k, v in tensors.items() if k.startswith("read ")},
+        {k.removeprefix("gradient "): v for k, v in tensors.items() if k.startswith("gradient ")},
+    )

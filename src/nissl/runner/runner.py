@@ -1,0 +1,513 @@
+"""The Runner drives many method generators at once and turns their Passes into full batches."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import xarray as xr
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+
+from nissl.errors import InputError, NisslError, NonFiniteError
+from nissl.network import Answer, Network, Pass
+from nissl.network.passes import concatenate, merge, n_rows, rows_of
+from nissl.network.target import as_target
+from nissl.runner.cache import AnswerCache
+from nissl.runner.question import Question
+from nissl.runner.scores import build_scores
+
+
+@dataclass
+class Cost:
+    """What a method asked for, in rows.
+
+    Attributes
+    ----------
+    forward, backward : int
+        Rows of Passes asked, and of those with a gradient: the cost by which methods are compared.
+    reused : int
+        Rows among them that were answered from memory or from another method's identical Pass.
+    seconds : float
+        Time spent on it, batches shared by rows.
+    """
+
+    forward: int = 0
+    backward: int = 0
+    reused: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(eq=False)
+class Job:
+    """One generator to be driven: a method on an example, a check on its scores.
+
+    Attributes
+    ----------
+    name : str
+        Under which its cost is counted.
+    key : hashable
+        Which job this is, for the caller.
+    network : Network
+        That answers its Passes; a Pass may be sent to another one by yielding ``(network, Pass)``.
+    start : callable
+        Makes the generator.
+    """
+
+    name: str
+    key: Any
+    network: Network
+    start: Callable[[], Generator[Any, Any, Any]]
+
+
+class Explains(Protocol):
+    """What `Runner.attribute` drives; every method of nissl.attribution is one."""
+
+    differentiates: bool
+
+    def explain(self, q: Question) -> Generator[Any, Any, Any]: ...
+
+
+@dataclass(eq=False)
+class _Ticket:
+    """A Pass under way, split into parts, and who waits for it."""
+
+    network: Network
+    question: Pass
+    key: str | None
+    parts: dict[int, Answer] = field(default_factory=dict)
+    left: int = 0
+    waiting: list[tuple[_Running, int]] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class _Running:
+    job: Job
+    generator: Generator[Any, Any, Any]
+    answers: list[Answer | None] = field(default_factory=list)
+    missing: int = 0
+    single: bool = True
+
+
+class Runner:
+    """Drives generators that yield Passes.
+
+    Parameters
+    ----------
+    batch_size : int, optional
+        Rows in a batch; measured for each network where not given.
+    memory : int, default 1 GiB
+        Bytes of answers kept for Passes that are asked again.
+    folder : path, optional
+        Also keep answers there, so that an interrupted run asks no finished Pass again.
+    progress : bool, default True
+        Show a progress bar with the time left once a run takes over two seconds.
+    tune : bool, default True
+        Measure the fastest memory format (and batch size) of a network once it has been asked for over 64 rows.
+
+    Notes
+    -----
+    Rows are merged only between Passes that agree in everything but their rows, never padded. The same Pass asked twice,
+    by the same or another method, is answered once. When memory runs out the batch is halved and the work goes on.
+    """
+
+    def __init__(
+        self,
+        batch_size: int | None = None,
+        *,
+        memory: int = 2**30,
+        folder: str | Path | None = None,
+        progress: bool = True,
+        tune: bool = True,
+    ) -> None:
+        if batch_size is not None and (
+            isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1
+        ):
+            raise InputError(f"batch_size must be a whole number of rows, at least 1, or None; got {batch_size!r}")
+        self.batch_size = batch_size
+        self.cache = AnswerCache(memory, folder)
+        self.progress = progress
+        self.tune = tune
+        self.costs: dict[str, Cost] = {}
+        self.slots = [0, 0]
+        """Rows run, and rows that the batches run could have held."""
+
+    # ---------------------------------------------------------------- driving
+
+    def drive(self, jobs: Iterable[Job], total: int | None = None, what: str = "passes") -> Iterator[tuple[Job, Any]]:
+        """Run jobs; yields (job, what its generator returned) as each is finished.
+
+        Parameters
+        ----------
+        jobs : iterable of Job
+            Started as batches need them, in this order.
+        total : int, optional
+            Number of jobs, for the progress bar.
+        what : str
+            Shown beside the bar.
+        """
+        drive = _Drive(self, iter(jobs))
+        with _bar(self.progress, total, what) as done:
+            try:
+                for job, result in drive.run():
+                    done()
+                    yield job, result
+            finally:
+                drive.close()
+
+    def attribute(
+        self,
+        methods: Mapping[str, Explains] | Explains,
+        network: Network,
+        inputs: Any,
+        target: Any = None,
+        *,
+        site: str | None = None,
+        seed: int = 0,
+    ) -> dict[str, xr.DataArray]:
+        """Scores of several methods for the same examples, sharing batches and Passes.
+
+        Parameters
+        ----------
+        methods : mapping of name to method
+        network : Network
+        inputs : Tensor, array, tuple or mapping
+            Examples first.
+        target : Target, class indices, callable or None
+            What is explained; None is each example's top class.
+        site : str, optional
+            Where scores are wanted; by default at the input (for token ids: their embedding, where a gradient is needed).
+        seed : int
+
+        Returns
+        -------
+        dict of name to xarray.DataArray
+            First dimension ``example``.
+
+        Raises
+        ------
+        InputError
+            NaN or infinity in the inputs, no method, wrong target.
+        """
+        table = dict(methods) if isinstance(methods, Mapping) else {getattr(methods, "name", "method"): methods}
+        if not table:
+            raise InputError("no method was given")
+        for name, method in table.items():
+            if not hasattr(method, "explain"):
+                raise InputError(f"{name!r}: {method!r:.60} is not a method; use for instance IntegratedGradients()")
+        questions = make_questions(network, inputs, target, seed)
+        jobs = (
+            Job(name, (name, i), network, lambda m=m, q=q: m.explain(q.at(network, m.differentiates, site)))
+            for i, q in enumerate(questions)
+            for name, m in table.items()
+        )
+        before = {name: self.costs.get(name, Cost()).__dict__.copy() for name in table}
+        found: dict[str, dict[int, Any]] = {name: {} for name in table}
+        for job, result in self.drive(jobs, len(questions) * len(table), "explaining"):
+            name, i = job.key
+            found[name][i] = result
+        scores = {}
+        for name, method in table.items():
+            now = self.costs.get(name, Cost())
+            spent = {k: v - before[name][k] for k, v in now.__dict__.items()}
+            ordered = [found[name][i] for i in range(len(questions))]
+            where = questions[0].at(network, method.differentiates, site)
+            scores[name] = build_scores(ordered, name, method, where, seed, spent)
+        return scores
+
+    def cost(self, name: str) -> Cost:
+        """The cost counted under a name."""
+        return self.costs.setdefault(name, Cost())
+
+
+def make_questions(network: Network, inputs: Any, target: Any = None, seed: int = 0) -> list[Question]:
+    """One Question for each example, after checking inputs and target."""
+    if not isinstance(network, Network):
+        raise InputError(f"a Network is needed, got {type(network).__name__}; write nissl.Network(model)")
+    placed = network.place(inputs)
+    for name, value in placed.items():
+        if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            bad = (~torch.isfinite(value).reshape(len(value), -1).all(1)).nonzero()[:, 0].tolist()
+            raise InputError(f"input {name!r} holds NaN or infinity in examples {bad[:10]}")
+    n = n_rows(placed)
+    of = as_target(target).rows(n)
+    return [
+        Question(network, rows_of(placed, slice(i, i + 1)), of[slice(i, i + 1)], seed=seed, example=i) for i in range(n)
+    ]
+
+
+class _Drive:
+    """The state of one `Runner.drive`."""
+
+    def __init__(self, runner: Runner, jobs: Iterator[Job]) -> None:
+        self.runner = runner
+        self.jobs: Iterator[Job] | None = jobs
+        self.running: set[_Running] = set()
+        self.ready: deque[tuple[Job, Any]] = deque()
+        self.queues: dict[Any, deque[tuple[_Ticket, slice]]] = {}
+        self.rows: dict[Any, int] = {}
+        self.under_way: dict[str, _Ticket] = {}
+        self.fingerprints: dict[int, tuple[Network, str]] = {}
+        self.limits: dict[int, int] = {}
+        self.asked: dict[int, int] = {}
+
+    def run(self) -> Iterator[tuple[Job, Any]]:
+        while True:
+            while self.ready:
+                yield self.ready.popleft()
+            if self._fill():
+                continue
+            if not self.rows:
+                return
+            self._batch(max(self.rows, key=lambda k: self.rows[k]))
+
+    def close(self) -> None:
+        for r in self.running:
+            r.generator.close()
+        self.running.clear()
+
+    def _fill(self) -> bool:
+        """Start jobs until some queue can fill a batch; whether a job was started."""
+        if self.jobs is None:
+            return False
+        if self.rows:
+            fullest = max(self.rows, key=lambda k: self.rows[k])
+            if self.rows[fullest] >= self._limit(fullest) or len(self.running) >= 256:
+                return False
+        job = next(self.jobs, None)
+        if job is None:
+            self.jobs = None
+            return False
+        running = _Running(job, job.start())
+        self.running.add(running)
+        self._advance(running, None)
+        return True
+
+    def _limit(self, key: Any) -> int:
+        network, question = self.queues[key][0][0].network, self.queues[key][0][0].question
+        if id(network) not in self.limits:
+            wanted = self.runner.batch_size
+            if wanted is None:
+                row = sum(v[0].numel() * v.element_size() for v in question.inputs.values() if isinstance(v, Tensor))
+                wanted = int(np.clip(2**23 // max(row, 1), 16, 1024))
+            self.limits[id(network)] = wanted
+        return self.limits[id(network)]
+
+    def _advance(self, r: _Running, answer: Any) -> None:
+        """Hand a generator its answers until it has to wait."""
+        cost = self.runner.cost(r.job.name)
+        while True:
+            started = time.perf_counter()
+            try:
+                asked = r.generator.send(answer)
+            except StopIteration as stop:
+                cost.seconds += time.perf_counter() - started
+                self.running.discard(r)
+                self.ready.append((r.job, stop.value))
+                return
+            cost.seconds += time.perf_counter() - started
+            r.single = not isinstance(asked, list)
+            questions = asked if isinstance(asked, list) else [asked]
+            r.answers = [None] * len(questions)
+            r.missing = len(questions)
+            for slot, question in enumerate(questions):
+                self._ask(r, slot, question)
+            if r.missing:
+                return
+            answer = r.answers[0] if r.single else r.answers
+
+    def _ask(self, r: _Running, slot: int, asked: Any) -> None:
+        network, question = asked if isinstance(asked, tuple) else (r.job.network, asked)
+        if not isinstance(question, Pass):
+            raise NisslError(f"{r.job.name} yielded {type(question).__name__}; methods yield Passes")
+        cost = self.runner.cost(r.job.name)
+        cost.forward += question.n
+        cost.backward += question.n if question.wrt else 0
+        content = question.content_key()
+        key = None if content is None else f"{self._fingerprint(network)}-{content}"
+        if key is not None:
+            known = self.runner.cache.get(key)
+            if known is not None:
+                cost.reused += question.n
+                r.answers[slot] = _to(known, network.device)
+                r.missing -= 1
+                return
+            if key in self.under_way:
+                cost.reused += question.n
+                self.under_way[key].waiting.append((r, slot))
+                return
+        ticket = _Ticket(network, question, key, waiting=[(r, slot)])
+        ticket.left = question.n
+        if key is not None:
+            self.under_way[key] = ticket
+        group = (id(network), question.merge_key)
+        self.queues.setdefault(group, deque()).append((ticket, slice(0, question.n)))
+        self.rows[group] = self.rows.get(group, 0) + question.n
+
+    def _fingerprint(self, network: Network) -> str:
+        # the network is held, so that its id stays its own while this drive lasts
+        if id(network) not in self.fingerprints:
+            self.fingerprints[id(network)] = (network, network.fingerprint())
+        return self.fingerprints[id(network)][1]
+
+    def _batch(self, group: Any) -> None:
+        """Answer one batch of a queue."""
+        queue = self.queues[group]
+        network = queue[0][0].network
+        if self.runner.tune and self.asked.get(id(network), 0) > 64:
+            self.asked[id(network)] = -(2**62)
+            tune_format(network, queue[0][0].question)
+        limit = self._limit(group)
+        parts: list[tuple[_Ticket, slice]] = []
+        size = 0
+        while queue and size < limit:
+            ticket, rows = queue.popleft()
+            step = ticket.question.rules.group if ticket.question.rules is not None else 1
+            room = max((limit - size) // step * step, 0 if size else step)
+            if room == 0:
+                queue.appendleft((ticket, rows))
+                break
+            n = rows.stop - rows.start
+            if n > room:
+                queue.appendleft((ticket, slice(rows.start + room, rows.stop)))
+                rows = slice(rows.start, rows.start + room)
+            parts.append((ticket, rows))
+            size += rows.stop - rows.start
+        self.rows[group] -= size
+        if not queue:
+            del self.queues[group], self.rows[group]
+        self.runner.slots[0] += size
+        self.runner.slots[1] += limit
+        self.asked[id(network)] = self.asked.get(id(network), 0) + size
+        started = time.perf_counter()
+        whole = [t.question if s == slice(0, t.question.n) else t.question[s] for t, s in parts]
+        answer = self._run(network, whole)
+        each = (time.perf_counter() - started) / size
+        at = 0
+        for ticket, rows in parts:
+            n = rows.stop - rows.start
+            ticket.parts[rows.start] = answer[slice(at, at + n)] if len(parts) > 1 else answer
+            ticket.left -= n
+            at += n
+            self.runner.cost(ticket.waiting[0][0].job.name).seconds += each * n
+            if not ticket.left:
+                self._finish(ticket)
+
+    def _run(self, network: Network, parts: list[Pass]) -> Answer:
+        """Answer a batch; in halves where memory does not hold it."""
+        question = merge(parts)
+        try:
+            answer = network.run(question)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            step = question.rules.group if question.rules is not None else 1
+            if question.n <= step:
+                raise
+            half = max(question.n // 2 // step * step, step)
+            self.limits[id(network)] = max(half, 1)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            first = self._run(network, [question[slice(0, half)]])
+            return concatenate([first, self._run(network, [question[slice(half, question.n)]])])
+        network.require_finite(question, answer)
+        return answer
+
+    def _finish(self, ticket: _Ticket) -> None:
+        answer = concatenate([ticket.parts[k] for k in sorted(ticket.parts)])
+        if ticket.key is not None:
+            # slices share the memory of their batch: kept answers get their own
+            answer = Answer(
+                *(None if t is None else t.clone() for t in (answer.output, answer.scalar)),
+                {k: v.clone() for k, v in answer.reads.items()},
+                {k: v.clone() for k, v in answer.gradients.items()},
+            )
+            del self.under_way[ticket.key]
+            self.runner.cache.put(ticket.key, answer)
+        for r, slot in ticket.waiting:
+            r.answers[slot] = answer
+            r.missing -= 1
+            if not r.missing:
+                self._advance(r, r.answers[0] if r.single else r.answers)
+
+
+def _to(answer: Answer, device: torch.device) -> Answer:
+    if all(t.device == device for t in answer.tensors().values()):
+        return answer
+    return Answer(
+        None if answer.output is None else answer.output.to(device),
+        None if answer.scalar is None else answer.scalar.to(device),
+        {k: v.to(device) for k, v in answer.reads.items()},
+        {k: v.to(device) for k, v in answer.gradients.items()},
+    )
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error).lower()
+    return "out of memory" in text or "can't allocate memory" in text or "cannot allocate memory" in text
+
+
+def tune_format(network: Network, question: Pass, rows: int = 8) -> None:
+    """Measure the memory formats of image-like inputs on this machine; keep the fastest that gives the same output."""
+    if network.memory_format is not torch.preserve_format:
+        return
+    inputs = {k: v[:rows] if isinstance(v, Tensor) else v for k, v in question.inputs.items()}
+    if not any(isinstance(v, Tensor) and v.ndim == 4 and v.is_floating_point() for v in inputs.values()):
+        return
+    times: dict[torch.memory_format, float] = {}
+    outputs: dict[torch.memory_format, Tensor] = {}
+    for form in (torch.contiguous_format, torch.channels_last):
+        network.memory_format = form
+        taken = []
+        for _ in range(3):
+            started = time.perf_counter()
+            output = network.run(Pass(inputs)).output
+            taken.append(time.perf_counter() - started)
+            assert output is not None
+            outputs[form] = output
+        times[form] = min(taken)
+    same = torch.allclose(outputs[torch.contiguous_format], outputs[torch.channels_last], rtol=1e-3, atol=1e-4)
+    faster = times[torch.channels_last] < 0.95 * times[torch.contiguous_format]
+    network.memory_format = torch.channels_last if same and faster else torch.contiguous_format
+
+
+class _bar:
+    """Progress bar that appears after two seconds."""
+
+    def __init__(self, wanted: bool, total: int | None, what: str) -> None:
+        self.wanted, self.total, self.what = wanted, total, what
+        self.started = time.monotonic()
+        self.count = 0
+        self.bar: Progress | None = None
+
+    def __enter__(self) -> Callable[[], None]:
+        return self._step
+
+    def _step(self) -> None:
+        self.count += 1
+        if self.bar is None and self.wanted and time.monotonic() - self.started > 2:
+            from rich.console import Console
+
+            self.bar = Progress(
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                TimeRemainingColumn(), console=Console(stderr=True), transient=True,
+            )  # fmt: skip
+            self.bar.start()
+            self.task = self.bar.add_task(self.what, total=self.total)
+        if self.bar is not None:
+            self.bar.update(self.task, completed=self.count)
+
+    def __exit__(self, *exc: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+
+__all__ = ["Cost", "Job", "NonFiniteError", "Runner", "make_questions", "tune_format"]
