@@ -1,6 +1,7 @@
 """What the documentation says is run: its Python blocks, its commands, its tables."""
 
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,16 +13,16 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 
 @dataclass
 class Block:
-    """Fenced code of a page; `line` is the line of its first statement."""
+    """Fenced code of a page; `line` is the line of its first statement, `file` the name that its title gives it."""
 
-    language: str
     line: int
     code: str
+    file: str | None = None
 
 
 def blocks(text: str, language: str) -> list[Block]:
-    found = re.finditer(r"^```(\w+)[^\n]*\n(.*?)^```$", text, flags=re.M | re.S)
-    return [Block(m[1], text.count("\n", 0, m.start(2)) + 1, m[2]) for m in found if m[1] == language]
+    found = re.finditer(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', text, flags=re.M | re.S)
+    return [Block(text.count("\n", 0, m.start(3)) + 1, m[3], m[2]) for m in found if m[1] == language]
 
 
 def name(page: Path) -> str:
@@ -29,17 +30,22 @@ def name(page: Path) -> str:
 
 
 def test_blocks_are_found_with_their_lines() -> None:
-    text = "a\n```python\nx = 1\ny = 2\n```\n```bash\nls\n```\n\n```python title='b'\nz = 3\n```\n"
-    assert blocks(text, "python") == [Block("python", 3, "x = 1\ny = 2\n"), Block("python", 11, "z = 3\n")]
+    text = 'a\n```python\nx = 1\ny = 2\n```\n```bash\nls\n```\n\n```python title="b.py"\nz = 3\n```\n'
+    assert blocks(text, "python") == [Block(3, "x = 1\ny = 2\n"), Block(11, "z = 3\n", "b.py")]
     assert [b.code for b in blocks(text, "bash")] == ["ls\n"]
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p.read_text(encoding="utf-8"), "python")], ids=name)
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The blocks of a page run in order, in one namespace, in an empty folder."""
+    """The blocks of a page run in order, in one namespace, in an empty folder; those with a title are files there."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     namespace: dict[str, object] = {"__name__": "__main__"}
     for block in blocks(page.read_text(encoding="utf-8"), "python"):
+        if block.file is not None:
+            monkeypatch.delitem(sys.modules, Path(block.file).stem, raising=False)
+            (tmp_path / block.file).write_text(block.code, encoding="utf-8")
+            continue
         # Empty lines in front make a traceback name the line of the page.
         exec(compile("\n" * (block.line - 1) + block.code, str(page), "exec"), namespace)
 
