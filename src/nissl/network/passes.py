@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -150,6 +150,10 @@ class Pass:
             self,
         )
 
+    def without_target(self) -> Pass:
+        """The same pass, giving only output and reads."""
+        return Pass(self.inputs, self.edits, self.read, rules=self.rules)
+
     @property
     def merge_key(self) -> tuple[Any, ...]:
         """What must agree for two passes to be answered in one batch."""
@@ -255,14 +259,22 @@ class Answer:
     reads: dict[str, Tensor] = field(default_factory=dict)
     gradients: dict[str, Tensor] = field(default_factory=dict)
 
+    def each(self, function: Callable[[Tensor], Tensor]) -> Answer:
+        """The answer with a function of every tensor."""
+        return Answer(
+            None if self.output is None else function(self.output),
+            None if self.scalar is None else function(self.scalar),
+            {k: function(v) for k, v in self.reads.items()},
+            {k: function(v) for k, v in self.gradients.items()},
+        )
+
+    def clone(self) -> Answer:
+        """A copy in memory of its own."""
+        return self.each(lambda t: t.clone())
+
     def __getitem__(self, index: slice) -> Answer:
         """Some rows of the answer."""
-        return Answer(
-            None if self.output is None else self.output[index],
-            None if self.scalar is None else self.scalar[index],
-            {k: v[index] for k, v in self.reads.items()},
-            {k: v[index] for k, v in self.gradients.items()},
-        )
+        return self.each(lambda t: t[index])
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by name."""

@@ -125,6 +125,14 @@ class Question:
         """The same question about another network or site; see `resolve_site`."""
         return replace(self, network=network, site=resolve_site(network, self.inputs, site, differentiable))
 
+    def with_input(self, value: Tensor) -> Question:
+        """The same question about another input tensor (1, ...)."""
+        return replace(self, inputs={**self.inputs, self.input_name: value})
+
+    def about(self, target: Target) -> Question:
+        """The same question about another target."""
+        return replace(self, target=target.rows(1))
+
     def scalars(self, values: Tensor, target: Target | None = None) -> Asking[Tensor]:
         """The scalar for n variants of the activation at the site, (n,), asked in chunks."""
         answers = yield [self.ask(chunk, target=target) for chunk in values.split(CHUNK)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -16,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from nissl.errors import InputError, NisslError, NonFiniteError
-from nissl.network import Answer, Network, Pass
+from nissl.network import Answer, Network, Pass, Target
 from nissl.network.passes import concatenate, merge, n_rows, rows_of
 from nissl.network.target import as_target
 from nissl.runner.cache import AnswerCache
@@ -83,7 +84,8 @@ class _Ticket:
     key: str | None
     parts: dict[int, Answer] = field(default_factory=dict)
     left: int = 0
-    waiting: list[tuple[_Running, int]] = field(default_factory=list)
+    waiting: list[tuple[_Running, int, Target | None]] = field(default_factory=list)
+    error: NonFiniteError | None = None
 
 
 @dataclass(eq=False)
@@ -93,6 +95,7 @@ class _Running:
     answers: list[Answer | None] = field(default_factory=list)
     missing: int = 0
     single: bool = True
+    error: NonFiniteError | None = None
 
 
 class Runner:
@@ -304,8 +307,9 @@ class _Drive:
         cost = self.runner.cost(r.job.name)
         while True:
             started = time.perf_counter()
+            error, r.error = r.error, None
             try:
-                asked = r.generator.send(answer)
+                asked = r.generator.send(answer) if error is None else r.generator.throw(error)
             except StopIteration as stop:
                 cost.seconds += time.perf_counter() - started
                 self.running.discard(r)
@@ -329,20 +333,25 @@ class _Drive:
         cost = self.runner.cost(r.job.name)
         cost.forward += question.n
         cost.backward += question.n if question.wrt else 0
+        # A scalar of the output can be taken from an answer that only gives the output: passes that differ in nothing
+        # but their target are one pass.
+        late = question.of if question.of is not None and not question.wrt and question.of.site is None else None
+        if late is not None:
+            question = question.without_target()
         content = question.content_key()
         key = None if content is None else f"{self._fingerprint(network)}-{content}"
         if key is not None:
             known = self.runner.cache.get(key)
             if known is not None:
                 cost.reused += question.n
-                r.answers[slot] = _to(known, network.device)
+                r.answers[slot] = _with_scalar(_to(known, network.device), late)
                 r.missing -= 1
                 return
             if key in self.under_way:
                 cost.reused += question.n
-                self.under_way[key].waiting.append((r, slot))
+                self.under_way[key].waiting.append((r, slot, late))
                 return
-        ticket = _Ticket(network, question, key, waiting=[(r, slot)])
+        ticket = _Ticket(network, question, key, waiting=[(r, slot, late)])
         ticket.left = question.n
         if key is not None:
             self.under_way[key] = ticket
@@ -388,11 +397,14 @@ class _Drive:
         started = time.perf_counter()
         whole = [t.question if s == slice(0, t.question.n) else t.question[s] for t, s in parts]
         answer = self._run(network, whole)
+        finite = is_finite(answer)
         each = (time.perf_counter() - started) / size
         at = 0
         for ticket, rows in parts:
             n = rows.stop - rows.start
             ticket.parts[rows.start] = answer[slice(at, at + n)] if len(parts) > 1 else answer
+            if not finite:
+                ticket.error = ticket.error or self._nonfinite(ticket, rows, ticket.parts[rows.start])
             ticket.left -= n
             at += n
             self.runner.cost(ticket.waiting[0][0].job.name).seconds += each * n
@@ -416,36 +428,53 @@ class _Drive:
                 torch.cuda.empty_cache()
             first = self._run(network, [question[slice(0, half)]])
             return concatenate([first, self._run(network, [question[slice(half, question.n)]])])
-        network.require_finite(question, answer)
         return answer
+
+    @staticmethod
+    def _nonfinite(ticket: _Ticket, rows: slice, answer: Answer) -> NonFiniteError | None:
+        try:
+            ticket.network.require_finite(ticket.question[rows], answer)
+        except NonFiniteError as error:
+            r = ticket.waiting[0][0]
+            return NonFiniteError(f"{error} ({r.job.name}, {r.job.key})")
+        return None
 
     def _finish(self, ticket: _Ticket) -> None:
         answer = concatenate([ticket.parts[k] for k in sorted(ticket.parts)])
         if ticket.key is not None:
-            # slices share the memory of their batch: kept answers get their own
-            answer = Answer(
-                *(None if t is None else t.clone() for t in (answer.output, answer.scalar)),
-                {k: v.clone() for k, v in answer.reads.items()},
-                {k: v.clone() for k, v in answer.gradients.items()},
-            )
             del self.under_way[ticket.key]
-            self.runner.cache.put(ticket.key, answer)
-        for r, slot in ticket.waiting:
-            r.answers[slot] = answer
+            if ticket.error is None:
+                # slices share the memory of their batch: kept answers get their own
+                answer = answer.clone()
+                self.runner.cache.put(ticket.key, answer)
+        for r, slot, late in ticket.waiting:
+            if ticket.error is None:
+                r.answers[slot] = _with_scalar(answer, late)
+            else:
+                r.error = ticket.error
             r.missing -= 1
-            if not r.missing:
+        for r, _, _ in ticket.waiting:
+            if not r.missing and r in self.running:
+                r.missing = -1  # a job that waits in two slots goes on once
                 self._advance(r, r.answers[0] if r.single else r.answers)
 
 
-def _to(answer: Answer, device: torch.device) -> Answer:
-    if all(t.device == device for t in answer.tensors().values()):
-        return answer
-    return Answer(
-        None if answer.output is None else answer.output.to(device),
-        None if answer.scalar is None else answer.scalar.to(device),
-        {k: v.to(device) for k, v in answer.reads.items()},
-        {k: v.to(device) for k, v in answer.gradients.items()},
+def is_finite(answer: Answer) -> bool:
+    """Whether an answer holds no NaN or infinity, by one sum for each tensor."""
+    return all(
+        bool(torch.isfinite(t.sum(dtype=torch.float64))) for t in answer.tensors().values() if t.is_floating_point()
     )
+
+
+def _with_scalar(answer: Answer, of: Target | None) -> Answer:
+    if of is None:
+        return answer
+    assert answer.output is not None
+    return dataclasses.replace(answer, scalar=of(answer.output))
+
+
+def _to(answer: Answer, device: torch.device) -> Answer:
+    return answer if all(t.device == device for t in answer.tensors().values()) else answer.each(lambda t: t.to(device))
 
 
 def _out_of_memory(error: BaseException) -> bool:
@@ -508,6 +537,3 @@ class _bar:
     def __exit__(self, *exc: object) -> None:
         if self.bar is not None:
             self.bar.stop()
-
-
-__all__ = ["Cost", "Job", "NonFiniteError", "Runner", "make_questions", "tune_format"]
