@@ -55,11 +55,9 @@ class AnswerCache:
             _save(self.folder / key, answer)
 
     def forget(self, keys: set[str]) -> None:
-        """Drop answers from memory and disk."""
-        for key in keys:
-            if (old := self._answers.pop(key, None)) is not None:
-                self.held -= old.nbytes
-            if self.folder is not None:
+        """Drop answers from disk; memory drops them by itself."""
+        if self.folder is not None:
+            for key in keys:
                 shutil.rmtree(self.folder / key, ignore_errors=True)
 
     def _keep(self, key: str, answer: Answer) -> None:

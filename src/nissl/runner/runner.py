@@ -59,12 +59,15 @@ class Job:
         That answers its Passes; a Pass may be sent to another one by yielding ``(network, Pass)``.
     start : callable
         Makes the generator.
+    passes : set of str
+        Keys of the answers it was given; filled while it runs, for who wants to drop them from disk afterwards.
     """
 
     name: str
     key: Any
     network: Network
     start: Callable[[], Generator[Any, Any, Any]]
+    passes: set[str] = field(default_factory=set)
 
 
 class Explains(Protocol):
@@ -304,8 +307,8 @@ class _Drive:
 
     def _advance(self, r: _Running, answer: Any) -> None:
         """Hand a generator its answers until it has to wait."""
-        cost = self.runner.cost(r.job.name)
         while True:
+            cost = self.runner.cost(r.job.name)
             started = time.perf_counter()
             error, r.error = r.error, None
             try:
@@ -341,6 +344,7 @@ class _Drive:
         content = question.content_key()
         key = None if content is None else f"{self._fingerprint(network)}-{content}"
         if key is not None:
+            r.job.passes.add(key)
             known = self.runner.cache.get(key)
             if known is not None:
                 cost.reused += question.n

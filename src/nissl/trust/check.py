@@ -47,13 +47,18 @@ class Measured:
     ----------
     figures : dict of name to float
     curves : dict of name to (x, y)
+    maps : dict of name to array
+        Maps worth looking at, such as the scores of the randomised network.
     """
 
     figures: dict[str, float] = field(default_factory=dict)
     curves: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    maps: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __or__(self, other: Measured) -> Measured:
-        return Measured({**self.figures, **other.figures}, {**self.curves, **other.curves})
+        return Measured(
+            {**self.figures, **other.figures}, {**self.curves, **other.curves}, {**self.maps, **other.maps}
+        )
 
 
 class Explainer(Protocol):

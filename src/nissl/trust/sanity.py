@@ -13,7 +13,7 @@ from nissl.attribution.gradients import at_least
 from nissl.errors import InputError, NonFiniteError
 from nissl.network import Network, target
 from nissl.runner import Asking, Explained, Question
-from nissl.trust.check import Check, Explainer, Figure, Measured, on, similarity, sizes
+from nissl.trust.check import Check, Explainer, Figure, Measured, on, positions, similarity, sizes
 
 
 def layers_with_weights(network: Network) -> list[list[str]]:
@@ -104,27 +104,30 @@ class WeightRandomisation(Check):
             return Measured({"randomisation_similarity": float("nan")})
         here = sizes(scores)
         cascade, single = self.networks(q.network)
-        curves = {}
+        curves, maps = {}, {}
         alike = [1.0]
         for _, other in cascade:
-            alike.append((yield from _alike(here, q, other, method)))
+            again = yield from _again(q, other, method)
+            alike.append(float("nan") if again is None else similarity(here, sizes(again).to(here)))
+            if again is not None:
+                maps["randomised"] = positions(again).cpu().numpy()
         if len(cascade) > 1:
             curves["randomisation"] = (np.array([0.0, *(s for s, _ in cascade)]), np.array(alike))
         if single:
             alone = []
             for _, other in single:
-                alone.append((yield from _alike(here, q, other, method)))
+                again = yield from _again(q, other, method)
+                alone.append(float("nan") if again is None else similarity(here, sizes(again).to(here)))
             curves["randomisation_independent"] = (np.array([s for s, _ in single]), np.array(alone))
-        return Measured({"randomisation_similarity": alike[-1]}, curves)
+        return Measured({"randomisation_similarity": alike[-1]}, curves, maps)
 
 
-def _alike(here: Tensor, q: Question, other: Network, method: Explainer) -> Asking[float]:
-    """Similarity of the absolute map to that of the method on another network; NaN where that has no finite answer."""
+def _again(q: Question, other: Network, method: Explainer) -> Asking[Explained | None]:
+    """Scores of the method on another network; None where that has no finite answer."""
     try:
-        again = yield from on(other, method.explain(q.at(other, method.differentiates, None)))
+        return (yield from on(other, method.explain(q.at(other, method.differentiates, None))))
     except NonFiniteError:
-        return float("nan")
-    return similarity(here, sizes(again).to(here))
+        return None
 
 
 @dataclass(frozen=True, eq=False)
