@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nissl.errors import InputError, MissingExtraError
-from nissl.sources.factory import call_factory, is_factory
+from nissl.sources.factory import call_factory, current_folder_first, is_factory
 from nissl.sources.images import SUFFIXES, Preprocess, read_image
 from nissl.sources.models import DEMO_PIP, LoadedModel, package_folder
 
@@ -117,19 +117,20 @@ def load_data(
     path = Path(spec).expanduser()
     try:
         is_folder, exists = path.is_dir(), path.exists()
-    except (OSError, ValueError) as error:  # too long, or with a null byte
-        raise InputError(f"{str(spec)[:80]!r} can be no file's name: {error}") from error
+    except (OSError, ValueError) as error:  # too long, with a null byte, or in a folder closed to us
+        raise InputError(f"{str(spec)[:80]!r} cannot be looked up: {type(error).__name__}") from error
     if is_folder:
         return _folder(path, model, prepare, draw)
     if exists and path.suffix.lower() in SUFFIXES:
-        files = [path]
-        return _pictures(files, [path.name], *_labels_from_names(files, [path.name], model, draw), prepare, draw)
+        files, names = [path], [_readable(path.name)]
+        return _pictures(files, names, *_labels_from_names(files, names, model, draw), prepare, draw)
     if exists and path.suffix.lower() == ".npz":
-        return _arrays(_npz(path), str(path), model, prepare, draw)
+        return _arrays(_npz(path), _readable(str(path)), model, prepare, draw)
     if exists:
         raise InputError(f"{str(path)!r} is neither a folder, nor a picture, nor an .npz file; {FORMS}")
     if isinstance(spec, str) and is_factory(spec):
-        return _arrays(_made(spec), spec, model, prepare, draw)
+        with current_folder_first():
+            return _arrays(_made(spec), spec, model, prepare, draw)
     raise InputError(f"there is no file or folder {str(spec)!r}; {FORMS}")
 
 
@@ -277,10 +278,13 @@ def _folder(folder: Path, model: LoadedModel, prepare: Any, draw: _Draw) -> Data
     shown = [_readable(n) for n in names]
     if table.is_file() and draw.labels:
         texts = _table(table, names)
-        labels, note = _from_text(texts, model, shown, str(table)), "labels from labels.csv"
+        labels, note = _from_text(texts, model, shown, _readable(str(table))), "labels from labels.csv"
     elif inside and draw.labels and not table.is_file():
         texts = [f.parent.name for f in files]
-        labels, note = _from_text(texts, model, shown, str(folder)), "labels from the names of the sub-folders"
+        labels, note = (
+            _from_text(texts, model, shown, _readable(str(folder))),
+            "labels from the names of the sub-folders",
+        )
     else:
         labels, note = _labels_from_names(files, shown, model, draw)
     return _pictures(files, shown, labels, note, prepare, draw)
@@ -309,9 +313,9 @@ def _table(table: Path, names: Sequence[str]) -> list[str]:
     """The label of each picture, as text, from a table with the columns file and label."""
     try:
         with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-            reader = csv.DictReader(stream, skipinitialspace=True)
+            reader = csv.DictReader(stream)
+            header = reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
             rows = [(reader.line_num, row) for row in reader]
-            header = reader.fieldnames or []
     except (OSError, csv.Error) as error:
         raise InputError(f"{str(table)!r} cannot be read: {error}") from error
     if not {"file", "label"} <= set(header):
@@ -321,7 +325,7 @@ def _table(table: Path, names: Sequence[str]) -> list[str]:
         name, label = row["file"], row["label"]
         if not name or not label or not label.strip():
             raise InputError(f"{str(table)!r}, line {line}: file or label is empty")
-        name = Path(name).as_posix()
+        name = Path(name if name in names else name.strip()).as_posix()
         if name in labels:
             raise InputError(f"{str(table)!r}, line {line}: {name!r} is there twice")
         labels[name] = label.strip()
@@ -342,7 +346,7 @@ def _pictures(
             "the model takes no pictures, as far as is known; give an .npz file or a factory, or say how pictures are "
             "to be prepared (size, mean and std)"
         )
-    where = str(files[0].parent)
+    where = _readable(str(files[0].parent))
     rows = draw.rows(len(files), labels, where)
     chosen = [names[int(i)] for i in rows]
     inputs, images = _prepared([files[int(i)] for i in rows], chosen, prepare, where)
@@ -396,11 +400,8 @@ def _demo(model: LoadedModel, prepare: Any, draw: _Draw) -> Data:
 def _npz(path: Path) -> dict[str, Any]:
     try:
         with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise InputError(f"{str(path)!r} is no .npz archive")
-            names = archive.files
             content = {}
-            for name in names:
+            for name in archive.files:
                 try:
                     content[name] = archive[name]
                 except ValueError as error:
@@ -443,6 +444,8 @@ def _array(value: Any, what: str) -> np.ndarray:
         array = np.asarray(value)
     except (ValueError, TypeError) as error:
         raise InputError(f"{what}: no array can be made of it: {error}") from error
+    if array.dtype.kind == "T" or (array.dtype.kind == "O" and all(isinstance(v, str) for v in array.flat)):
+        return array.astype(str)
     if array.dtype.kind == "O":
         raise InputError(f"{what}: an array of objects, or of rows of different length; expected numbers of one shape")
     return array
@@ -472,7 +475,13 @@ def _numbers(value: Any, what: str, keep_integers: bool) -> np.ndarray:
 
 
 def _reads_tokens(model: LoadedModel) -> bool:
-    return isinstance(model.module, nn.Module) and any(isinstance(m, nn.Embedding) for m in model.module.modules())
+    # networks for pictures may hold embeddings too, of positions
+    module = model.module
+    return (
+        model.preprocess is None
+        and isinstance(module, nn.Module)
+        and any(isinstance(m, nn.Embedding) for m in module.modules())
+    )
 
 
 def _arrays(content: Mapping[str, Any], where: str, model: LoadedModel, prepare: Any, draw: _Draw) -> Data:

@@ -7,6 +7,8 @@ import importlib
 import inspect
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,27 @@ def is_factory(spec: str) -> bool:
     return _SPEC.fullmatch(spec) is not None
 
 
+@contextmanager
+def current_folder_first() -> Iterator[None]:
+    """Search the current folder first for modules, as ``python -m`` does.
+
+    It stays on the path when all went well, because what was made may import its neighbours later; after an error the
+    path is as before.
+    """
+    here = str(Path.cwd())
+    added = here not in sys.path
+    if added:
+        sys.path.insert(0, here)
+    try:
+        yield
+    except BaseException:
+        if added:
+            sys.path.remove(here)
+        raise
+
+
 def call_factory(spec: str, ready: tuple[type, ...]) -> Any:
     """Import ``package.module:name`` and give what it makes.
-
-    The current folder comes first in the search, as with ``python -m``; it stays on the path when all went well,
-    because what was made may import its neighbours later.
 
     Parameters
     ----------
@@ -45,16 +63,7 @@ def call_factory(spec: str, ready: tuple[type, ...]) -> Any:
         The module or the name does not exist, importing or calling it failed, or it needs arguments.
     """
     module_name, _, path = spec.partition(":")
-    here = str(Path.cwd())
-    added = here not in sys.path
-    if added:
-        sys.path.insert(0, here)
-    try:
-        return _make(_find(module_name, path), spec, ready)
-    except BaseException:
-        if added:
-            sys.path.remove(here)
-        raise
+    return _make(_find(module_name, path), spec, ready)
 
 
 def _find(module_name: str, path: str) -> Any:

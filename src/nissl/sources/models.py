@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import json
 import pickle
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,6 @@ from typing import Any
 from urllib.parse import urlparse
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
@@ -24,7 +24,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from nissl.errors import InputError, MissingExtraError
-from nissl.sources.factory import call_factory, is_factory
+from nissl.sources.factory import call_factory, current_folder_first, is_factory
 from nissl.sources.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
 FORMS = (
@@ -133,7 +133,8 @@ def load_model(spec: str) -> LoadedModel:
         raise InputError(f"{spec!r} names no model; {FORMS}")
     if options.pretrained or options.classes is not None:
         raise InputError(f"{spec!r}: a factory takes ?weights=FILE only; it decides on the rest itself")
-    return _from_factory(name, options)
+    with current_folder_first():
+        return _from_factory(name, options)
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
             "refused; where you trust it, save its tensors only: torch.save(model.state_dict(), FILE), or better "
             "safetensors.torch.save_file(model.state_dict(), FILE)"
         ) from error
-    except (SafetensorError, Exception) as error:  # readers raise many kinds of errors on broken files
+    except Exception as error:  # readers raise many kinds of errors on broken files
         raise InputError(f"{str(file)!r} cannot be read as weights: {type(error).__name__}: {error}") from error
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
@@ -231,7 +232,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         if all(k.startswith(prefix) for k in weights):
             weights = {k.removeprefix(prefix): v for k, v in weights.items()}
     for name, value in weights.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        if value.is_floating_point() and not bool(torch.isfinite(value.float()).all()):
             raise InputError(f"{str(file)!r}: {name} holds NaN or infinity")
     return weights
 
@@ -251,7 +252,11 @@ def load_weights(module: nn.Module, file: Path) -> None:
     InputError
         The file cannot be read, or names or shapes differ.
     """
-    weights, own = read_weights(file), module.state_dict()
+    _fill(module, read_weights(file), str(file))
+
+
+def _fill(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    own = module.state_dict()
     # older checkpoints lack this counter, which evaluation does not use
     missing = [k for k in own if k not in weights and not k.endswith("num_batches_tracked")]
     unexpected = [k for k in weights if k not in own]
@@ -267,7 +272,7 @@ def load_weights(module: nn.Module, file: Path) -> None:
     ]
     if problems:
         hint = "; for another number of classes write ?classes=N&weights=FILE" if shapes else ""
-        raise InputError(f"{str(file)!r} does not fit {type(module).__name__}: {'; '.join(problems)}{hint}")
+        raise InputError(f"{source!r} does not fit {type(module).__name__}: {'; '.join(problems)}{hint}")
     module.load_state_dict(weights, strict=False)
 
 
@@ -420,9 +425,9 @@ def _torchvision(name: str, options: _Options) -> LoadedModel:
     elif options.pretrained:
         if trained is None:
             raise InputError(f"torchvision has no trained weights for {name!r}; give yours with ?weights=FILE")
-        load_weights(module, _fetched(trained.url, name))
+        _fill_torchvision(module, _fetched(trained.url, name))
     elif trained is not None and not own and _checkpoint(trained.url).is_file():
-        load_weights(module, _checkpoint(trained.url))
+        _fill_torchvision(module, _checkpoint(trained.url))
     else:
         _warn_random(f"torchvision:{name}", fetch=trained is not None)
         weights = "random"
@@ -447,6 +452,12 @@ def _torchvision(name: str, options: _Options) -> LoadedModel:
     )
 
 
+def _fill_torchvision(module: nn.Module, file: Path) -> None:
+    # the files of the DenseNets are older than their modules: norm.1 became norm1
+    dotted = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
+    _fill(module, {dotted.sub(r"\1\2.", name): value for name, value in read_weights(file).items()}, str(file))
+
+
 def _checkpoint(url: str) -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
 
@@ -454,26 +465,28 @@ def _checkpoint(url: str) -> Path:
 def _fetched(url: str, name: str) -> Path:
     file = _checkpoint(url)
     if not file.is_file():
+        digest = re.search(r"-([0-9a-f]{8,})\.", file.name)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(file), progress=True)
+            torch.hub.download_url_to_file(url, str(file), hash_prefix=digest and digest.group(1), progress=True)
         except Exception as error:  # the network and the disk may fail in many ways
             raise InputError(f"the weights of {name!r} could not be fetched from {url}: {error}") from error
     return file
 
 
 def _hugging_face(folder: Path) -> LoadedModel:
+    shown = repr(str(folder))
     transformers = _import("transformers", "pip install 'nissl[language]'")
     if not folder.is_dir():
         raise InputError(
-            f"hf:{folder}: there is no such folder; name a folder written by save_pretrained, models are not fetched"
+            f"{shown}: there is no such folder; name a folder written by save_pretrained, models are not fetched"
         )
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         architecture = str(config["architectures"][0])
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise InputError(
-            f"{folder}: config.json is missing, broken or names no architecture; expected a folder written by "
+            f"{shown}: config.json is missing, broken or names no architecture; expected a folder written by "
             "save_pretrained"
         ) from error
     autos = {
@@ -485,9 +498,9 @@ def _hugging_face(folder: Path) -> LoadedModel:
     }
     auto = next((cls for ending, cls in autos.items() if architecture.endswith(ending)), None)
     if auto is None:
-        raise InputError(f"{folder}: {architecture} is not supported; supported are {', '.join(autos)}")
+        raise InputError(f"{shown}: {architecture} is not supported; supported are {', '.join(autos)}")
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
-        raise InputError(f"{folder} holds no weights; expected model.safetensors or pytorch_model.bin")
+        raise InputError(f"{shown} holds no weights; expected model.safetensors or pytorch_model.bin")
     local = {"local_files_only": True, "trust_remote_code": False}
     try:
         module, report = getattr(transformers, auto).from_pretrained(
@@ -495,12 +508,12 @@ def _hugging_face(folder: Path) -> LoadedModel:
         )
     except Exception as error:  # configurations, weights and code refused all fail in their own way
         raise InputError(
-            f"{folder} cannot be loaded as {architecture} ({type(error).__name__}: {error}); weights must be "
+            f"{shown} cannot be loaded as {architecture} ({type(error).__name__}: {error}); weights must be "
             "safetensors or hold tensors only, and code in the folder is never run"
         ) from error
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
-        raise InputError(f"{folder}: no weights for {', '.join(missing[:3])}; these parts would be random")
+        raise InputError(f"{shown}: no weights for {', '.join(missing[:3])}; these parts would be random")
     preprocess, note = None, "the model takes no pictures"
     tokenizer = None
     if auto == "AutoModelForImageClassification":
@@ -509,7 +522,7 @@ def _hugging_face(folder: Path) -> LoadedModel:
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), **local)
         except Exception as error:  # as above
-            raise InputError(f"{folder}: the tokenizer cannot be loaded ({error})") from error
+            raise InputError(f"{shown}: the tokenizer cannot be loaded ({error})") from error
     names = None
     if auto.endswith("Classification"):
         names = [str(name) for _, name in sorted((int(i), n) for i, n in module.config.id2label.items())]
@@ -538,14 +551,21 @@ def _hugging_face_preprocess(
     try:
         p = transformers.AutoImageProcessor.from_pretrained(str(folder), **local).to_dict()
     except Exception as error:  # as for the model
-        raise InputError(f"{folder}: preprocessor_config.json cannot be used ({error})") from error
+        raise InputError(f"{str(folder)!r}: preprocessor_config.json cannot be used ({error})") from error
+    try:
+        return _from_processor(p)
+    except (KeyError, TypeError, ValueError) as error:
+        return None, f"the folder's preprocessor_config.json is not understood: {type(error).__name__}: {error}"
+
+
+def _from_processor(p: Mapping[str, Any]) -> tuple[Preprocess | None, str]:
     size, crop = p.get("size") or {}, p.get("crop_size") or {}
     if p.get("do_pad") or not p.get("do_resize"):
         return None, "the folder's preprocessing pads, or leaves sizes as they are, which is not supported"
-    if "height" in size:
+    if size.get("height"):
         final: tuple[int, int] = (size["height"], size["width"])
         resize: int | tuple[int, int] = final
-    elif "shortest_edge" in size:
+    elif size.get("shortest_edge"):
         short = int(size["shortest_edge"])
         resize, final = short, (short, short)
         if p.get("crop_pct"):  # ConvNeXt's: crops below 384 pixels, warps from there on
