@@ -151,17 +151,28 @@ def test_factory_makes_what_it_says(mine):
 
 
 def test_estimator_answers_as_itself(mine):
-    from nissl.network import Network, Pass
-
     model = load_model("my_models:estimator")
     x, y = load_iris(return_X_y=True)
     assert model.class_names == ["0", "1", "2"]
     np.savez("iris.npz", x=x, y=y)
     data = load_data("iris.npz", model)
     assert torch.equal(data.labels, torch.from_numpy(y))
-    answer = Network(model.module).run(Pass(data.inputs))
     expected = LogisticRegression(max_iter=500).fit(x, y).predict_proba(x.astype(np.float32))
-    np.testing.assert_allclose(answer.output.numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(model.module.predict_proba(data.inputs.numpy()), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["estimator", "net", "predictor"])
+def test_what_is_loaded_can_be_made_a_network(mine, name):
+    from nissl.network import Network, Pass
+
+    model = load_model(f"my_models:{name}")
+    x = torch.from_numpy(load_iris().data[:5]).float()
+    answer = Network(model.module, name=model.name).run(Pass(x))
+    if name == "estimator":
+        expected = torch.from_numpy(model.module.predict_proba(x.numpy())).float()
+    else:
+        expected = torch.as_tensor(model.module(x if name == "net" else x.numpy())).float()
+    torch.testing.assert_close(answer.output, expected)
 
 
 def test_labels_of_an_estimator_are_its_own_class_values():
