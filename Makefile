@@ -13,7 +13,7 @@ OUT ?= runs/demo
 PYTEST_ARGS ?= -n auto --maxprocesses 4
 
 .DEFAULT_GOAL := install
-.PHONY: install demo dev audit test lint types docs papers clean
+.PHONY: install demo dev audit test lint types docs tables clean
 
 install: $(VENV)/.installed
 demo: $(VENV)/.demo
@@ -50,9 +50,10 @@ types: $(VENV)/.dev
 docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# the table in docs/papers.md, from the registry
-papers: $(VENV)/.installed
+# the pages that are made from the code
+tables: $(VENV)/.installed
 	$(BIN)/python -m nissl.papers > docs/papers.md
+	$(BIN)/python tools/methods_table.py > docs/methods.md
 
 clean:
 	rm -rf $(VENV) site .pytest_cache .ruff_cache

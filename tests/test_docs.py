@@ -1,6 +1,7 @@
 """What the documentation says is run: its Python blocks, its commands, its tables."""
 
 import re
+import runpy
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,3 +60,8 @@ def test_every_page_is_in_the_navigation() -> None:
     config = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     for page in (ROOT / "docs").glob("**/*.md"):
         assert page.relative_to(ROOT / "docs").as_posix() in config, f"{name(page)} is not in mkdocs.yml"
+
+
+def test_the_methods_page_is_up_to_date() -> None:
+    made = runpy.run_path(str(ROOT / "tools" / "methods_table.py"))["methods_markdown"]()
+    assert (ROOT / "docs" / "methods.md").read_text(encoding="utf-8") == made, "run `make tables`"

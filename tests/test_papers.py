@@ -94,5 +94,5 @@ def test_lookup_names_near_matches() -> None:
 
 def test_the_table_is_up_to_date() -> None:
     text = (ROOT / "docs" / "papers.md").read_text(encoding="utf-8")
-    assert text == papers_markdown(), "docs/papers.md is behind the registry; run `make papers`"
+    assert text == papers_markdown(), "docs/papers.md is behind the registry; run `make tables`"
     assert all(text.count(f"| `{p.slug}`: ") == 1 for p in PAPERS)

@@ -596,7 +596,7 @@ def papers_markdown() -> str:
     lines = [
         "# Papers",
         "",
-        "<!-- Made from src/nissl/papers.py by `make papers`; edit that file. -->",
+        "<!-- Made from src/nissl/papers.py by `make tables`; edit that file. -->",
         "",
         f"{len(PAPERS)} papers are the specification of nissl. A paper *works* when its method can be called under the"
         " name given here and its study measures the paper's claim with `nissl reproduce`; the others are planned."
