@@ -107,6 +107,7 @@ class Network:
         self._modules = dict(self.module.named_modules(remove_duplicate=False))
         self._example: Inputs | None = None
         self._trace: Trace | None = None
+        self._traces: dict[Any, Trace] = {}
         self._cuts: dict[str, tuple[nn.Module, ...] | None] = {}
         self._copies = False  # whether activations are copied because the network writes over them in place
         self._buffers: list[tuple[nn.Module, str, Tensor, int, Tensor]] = []
@@ -355,13 +356,18 @@ class Network:
     # ---------------------------------------------------------------- sites
 
     def trace_of(self, question: Pass | None = None) -> Trace:
-        """Which modules one row calls, in which order, with which shapes; made once."""
-        if self._trace is None:
-            example = self._example if question is None else rows_of(question.inputs, slice(0, 1))
-            if example is None:
-                raise SiteError("the network has seen no input yet; run a pass first or give inputs=")
+        """Which modules one row calls, in which order, with which shapes; made once for inputs of the same shapes."""
+        example = self._example if question is None else rows_of(question.inputs, slice(0, 1))
+        if example is None:
+            raise SiteError("the network has seen no input yet; run a pass first or give inputs=")
+        key = tuple((k, v.dtype, tuple(v.shape[1:])) for k, v in example.items() if isinstance(v, Tensor))
+        if key not in self._traces:
             with self._quiet(gradients=False):
-                self._trace = trace(self, {k: v.clone() if isinstance(v, Tensor) else v for k, v in example.items()})
+                record = trace(self, {k: v.clone() if isinstance(v, Tensor) else v for k, v in example.items()})
+            while len(self._traces) >= 64:  # rows of many lengths: the oldest is traced again when it comes back
+                del self._traces[next(iter(self._traces))]
+            self._traces[key] = record
+        self._trace = self._traces[key]
         return self._trace
 
     def sites(self, pattern: str = "*", inputs: Any = None) -> list[Site]:
@@ -372,7 +378,8 @@ class Network:
         pattern : str, default "*"
             Such as ``"features.*"``, ``"*:pattern"``, ``"*:in"``.
         inputs : optional
-            What the network takes: one row is run to learn shapes. Not needed once a Pass has been run.
+            What the network takes: one row is run to learn shapes, once for each shape. Not needed once a Pass has
+            been run.
 
         Returns
         -------
@@ -383,7 +390,6 @@ class Network:
         if inputs is not None:
             placed = self.place(inputs)
             self._example = rows_of(placed, slice(0, 1))
-            self._trace = None
         if self._example is None:
             found = [Site("input", "input", None, None)]
             found += [Site(n, role_of(m), None, _n_units(m)) for n, m in self._modules.items() if n]
@@ -444,10 +450,10 @@ class Network:
 
     def embedding_site(self, inputs: Any) -> str | None:
         """Site of the token embedding that integer inputs go through, or None."""
-        placed = self.place(inputs)
+        question = Pass(self.place(inputs))
         if self._example is None:
-            self._example = rows_of(placed, slice(0, 1))
-        return self.trace_of().embedding
+            self._example = rows_of(question.inputs, slice(0, 1))
+        return self.trace_of(question).embedding
 
     def dims_of(self, site: str, shape: Sequence[int]) -> tuple[str, ...]:
         """Names of the dimensions of an activation of that shape (without rows) at a site."""
