@@ -239,7 +239,8 @@ def test_the_worst_finding_decides_and_all_are_kept_in_order():
     row = judged({"faithfulness": -0.1, "randomisation_similarity": 0.9, "gridpg": 0.1, "max_sensitivity": 2.0})
     assert row["verdict"] == "do not believe"
     assert len(row["reasons"]) == 5
-    assert all("is not above" in r for r in row["reasons"][1:3])
+    assert all("is not above" in r for r in row["reasons"][:2])
+    assert "unmoved" in row["reasons"][2]
     assert "gridpg" in row["reasons"][3]
     row = judged({"gridpg": 0.1}, n=5)
     assert row["verdict"] == "undecided"
