@@ -41,7 +41,8 @@ INFO: dict[str, dict[str, Any]] = {
         "help": "Largest relative change of the map under small noise.",
     },
 }  # fmt: skip
-TOKENS = "The staining of <b>nerve</b> cells made single neurons visible , which nobody had seen before .".split()
+TEXT = "The staining of <b>nerve</b> cells made single neurons visible , which nobody had seen before ."
+TOKENS = TEXT.split()
 
 
 @dataclass
@@ -124,14 +125,16 @@ def sample(
     yy, xx = np.mgrid[0:96, 0:96] / 96
     pictures = [
         {
-            "method": k, "check": "ground_truth", "title": f"{TITLES[k]}, {part}", "caption": "mean of the maps in this bin",
-            "image": skill[j] * np.exp(-20 * ((yy - 0.25) ** 2 + (xx - 0.25) ** 2)) + 0.05 * rng.standard_normal((96, 96)),
+            "method": k, "check": "ground_truth", "title": f"{TITLES[k]}, {part}", "caption": "mean of the maps",
+            "image": skill[j] * np.exp(-20 * ((yy - 0.25) ** 2 + (xx - 0.25) ** 2)) + 0.05 * rng.normal(size=(96, 96)),
         }
         for j, k in enumerate(keys) for part in ("best", "median", "worst")
     ]  # fmt: skip
     meta = {
-        "model": "EfficientNet-Lite0", "data": "six photographs", "seed": seed, "fingerprint": "9f2c41d07ab3", "n_examples": n,
-        "budget": 2000, "started": "2026-01-05 10:12", "seconds": 312.4, "versions": {"nissl": "0.1.0", "torch": "2.6.0"},
+        "model": "EfficientNet-Lite0", "data": "six photographs", "seed": seed,
+        "fingerprint": "9f2c41d07ab3", "n_examples": n,
+        "budget": 2000, "started": "2026-01-05 10:12", "seconds": 312.4,
+        "versions": {"nissl": "0.1.0", "torch": "2.6.0"},
         "command": "nissl audit --model demo --data photos/ --out runs/demo",
     }  # fmt: skip
     return Result(table, figures, INFO, curves, scores, inputs, kind, examples, agreement, pictures, meta)

@@ -216,9 +216,10 @@ def mean_curves(curves: pd.DataFrame) -> pd.DataFrame:
     from nissl.trust.statistics import bootstrap
 
     columns = ["method", "check", "x", "mean", "low", "high", "n"]
-    curves = curves[np.isfinite(curves["x"].astype(float)) & np.isfinite(curves["y"].astype(float))]
+    curves = curves.loc[np.isfinite(curves["x"].astype(float)) & np.isfinite(curves["y"].astype(float)), :]
     parts = []
-    for (method, check), rows in curves.groupby(["method", "check"], sort=False):
+    for _, rows in curves.groupby(["method", "check"], sort=False):
+        method, check = rows["method"].iloc[0], rows["check"].iloc[0]
         wide = rows.pivot_table(index="x", columns="example", values="y", aggfunc="mean")
         x, y = wide.index.to_numpy(dtype=float), wide.to_numpy(dtype=float)
         if np.isnan(y).any():
@@ -234,7 +235,7 @@ def mean_curves(curves: pd.DataFrame) -> pd.DataFrame:
                 {"method": method, "check": check, "x": x, "mean": band.value, "low": band.low, "high": band.high}
             ).assign(n=np.isfinite(y).sum(axis=1))
         )
-    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+    return pd.concat(parts, ignore_index=True).loc[:, columns] if parts else pd.DataFrame(columns=pd.Index(columns))
 
 
 def curve_chart(lines: Sequence[tuple[str, str, pd.DataFrame]], x_label: str, y_label: str) -> dict[str, Any] | None:
@@ -296,7 +297,7 @@ def box_chart(
     if not pool:
         return None
     marks = [(kind, float(at)) for kind, at in (("chance", chance), ("ceiling", ceiling)) if at is not None]
-    left, right, top, step = 104.0, 328.0, 18.0, 24.0
+    left, right, top, step = 118.0, 342.0, 18.0, 24.0
     ticks, x_of = _axis(np.concatenate([*pool, np.array([at for _, at in marks])]), left, right, bins=4)
     rows = []
     for i, (key, v) in enumerate(clean.items()):
@@ -313,14 +314,14 @@ def box_chart(
     lines = [{"kind": kind, "x": float(x_of(np.array([at]))[0].round(1))} for kind, at in marks]
     bottom = top + step * len(rows)
     return {
-        "left": left, "right": right, "top": top, "bottom": bottom, "width": 340, "height": bottom + 22,
+        "left": left, "right": right, "top": top, "bottom": bottom, "width": 354, "height": bottom + 22,
         "ticks": ticks, "rows": rows, "marks": lines,
     }  # fmt: skip
 
 
 def matrix_chart(matrix: pd.DataFrame, names: Mapping[str, str]) -> dict[str, Any]:
-    """Geometry of a square matrix with values from -1 to 1: hue is the sign, opacity the size, the number is printed."""
-    left, cell = 104.0, 30.0
+    """Geometry of a square matrix with values from -1 to 1: hue is the sign, opacity the size, numbers are printed."""
+    left, cell = 118.0, 30.0
     keys = list(matrix.index)
     values = matrix.to_numpy(dtype=float)
     cells = [
@@ -351,7 +352,7 @@ def cost_chart(table: pd.DataFrame, names: Mapping[str, str]) -> dict[str, Any] 
     top_cost = float((forward + backward).max(initial=0.0))
     if top_cost <= 0:
         return None
-    left, right, step = 104.0, 300.0, 22.0
+    left, right, step = 118.0, 306.0, 22.0
     width = right - left
     first, both = (np.sqrt(v / top_cost) * width for v in (forward, forward + backward))
     rows = [
@@ -369,7 +370,7 @@ def bar_chart(scores: np.ndarray, names: Sequence[str], inputs: np.ndarray | Non
     order = np.argsort(-np.nan_to_num(np.abs(scores)), kind="stable")[:most]
     top = float(np.nanmax(np.abs(scores), initial=0.0)) or 1.0
     signed = bool(np.nanmin(scores, initial=0.0) < 0)
-    left, right, step = 104.0, 300.0, 18.0
+    left, right, step = 118.0, 300.0, 18.0
     zero = (left + right) / 2 if signed else left
     reach = right - zero
     rows = [
@@ -505,9 +506,8 @@ def _axis(
     def place(v: np.ndarray) -> np.ndarray:
         return start + (np.asarray(v, dtype=np.float64) - first) / (last - first) * (stop - start)
 
-    return [
-        {"at": round(float(place(t)), 1), "value": 0.0 if abs(t) < 1e-12 * (last - first) else float(t)} for t in at
-    ], place
+    at = np.where(np.abs(at) < 1e-12 * (last - first), 0.0, at)
+    return [{"at": round(x, 1), "value": v} for x, v in zip(place(at).tolist(), at.tolist(), strict=True)], place
 
 
 def _path(x: np.ndarray, y: np.ndarray) -> str:

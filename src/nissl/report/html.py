@@ -5,7 +5,7 @@ without them; matplotlib's SVG is ten times larger, fixes its colours and turns 
 reader's theme, can be searched, read aloud and copied, and is there when scripts are forbidden.
 
 All text is hostile until escaped: class names come from data. Jinja escapes it in HTML and SVG; JSON and CSV have their
-own escapes below; and a content security policy lets the page load nothing and run only the one script it was made with.
+own escapes below; and a content security policy lets the page load nothing and run only the script it was made with.
 """
 
 from __future__ import annotations
@@ -533,14 +533,14 @@ def _curve_figures(
     """One method's curves, each beside those of the two baselines."""
     drawn = []
     for check in curves.loc[curves["method"] == method, "check"].unique():
-        rows = curves[curves["check"] == check]
+        rows = curves.loc[curves["check"] == check, :]
         lines = [
-            (names[key], "own" if key == method else str(key), rows[rows["method"] == key])
+            (names[key], "own" if key == method else str(key), rows.loc[rows["method"] == key, :])
             for key in (*(b for b in BASELINES if b != method and b in names), method)
         ]
         x_label, y_label = meta.get("axes", {}).get(check) or _AXES.get(str(check), ("x", "y"))
         chart = fig.curve_chart(lines, str(x_label), str(y_label))
-        data = rows[rows["method"].isin([method, *BASELINES])].drop(columns="check")
+        data = rows.loc[rows["method"].isin([method, *BASELINES]), :].drop(columns="check")
         drawn.append({"title": str(check).replace("_", " "), "chart": chart, "data": data})
     return drawn
 
@@ -588,9 +588,11 @@ def _pictures(pictures: Sequence[Mapping[str, Any]], names: Mapping[Any, str]) -
 
 def _facts(meta: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What is needed to repeat the audit, as names and text."""
-    skip = {"command", "axes"}
-    return [
-        (str(k).replace("_", " "), v if isinstance(v, str) else json.dumps(_plain(v), ensure_ascii=False, indent=1))
-        for k, v in meta.items()
-        if k not in skip
-    ]
+    return [(str(k).replace("_", " "), _fact(v)) for k, v in meta.items() if k not in ("command", "axes")]
+
+
+def _fact(value: Any) -> str:
+    """A value of meta as text; a flat table of versions as a list of them."""
+    if isinstance(value, Mapping) and all(isinstance(v, (str, int, float)) for v in value.values()):
+        return "\n".join(f"{k} {v}" for k, v in value.items())
+    return value if isinstance(value, str) else json.dumps(_plain(value), ensure_ascii=False)
