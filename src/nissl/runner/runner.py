@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -70,6 +70,7 @@ class Job:
     passes: set[str] = field(default_factory=set)
 
 
+@runtime_checkable
 class Explains(Protocol):
     """What `Runner.attribute` drives; every method of nissl.attribution is one."""
 
