@@ -14,7 +14,7 @@ from nissl.errors import SiteError
 from nissl.network.edit import Edit
 from nissl.network.passes import Pass
 from nissl.network.patterns import PatternMode
-from nissl.network.rules import unmark
+from nissl.network.rules import RuleMode, is_activation_module, unmark
 from nissl.network.site import Address, parse, select, substitute, unit_axis
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class Forward:
         self.reads: dict[str, Tensor] = {}
         self.leaves: dict[str, Tensor] = {}
         self.sources: dict[str, Tensor] = {}
+        self.mode: RuleMode | None = None
         self._versions: list[tuple[Tensor, int]] = []
         self._calls: dict[tuple[nn.Module, str], int] = {}
         of = question.of
@@ -64,7 +65,10 @@ class Forward:
                     by_module.setdefault((address.module, address.part), []).append(address)
             rules = question.rules
             if rules is not None:
-                stack.enter_context(rules.mode())
+                self.mode = rules.mode()
+                for module in network.modules():
+                    if is_activation_module(module):
+                        stack.callback(module.register_forward_hook(self.mode.activation_module).remove)
             patterns = {m: a for (m, part), a in by_module.items() if part == "pattern"}
             mode = PatternMode(self._pattern) if patterns else None
             for (name, part), addresses in by_module.items():
@@ -79,6 +83,8 @@ class Forward:
                     stack.callback(mode.watch(module, name).remove)
                     handle = module.register_forward_hook(mode.leave, always_call=True)
                 stack.callback(handle.remove)
+            if self.mode is not None:
+                stack.enter_context(self.mode)
             if mode is not None:
                 stack.enter_context(mode)
             try:

@@ -7,7 +7,7 @@ import hashlib
 import threading
 import uuid
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -200,6 +200,8 @@ class Network:
                     f"the target does not depend on {list(question.wrt)} in a differentiable way: "
                     "the network detaches, rounds or takes an argmax on the way, or the site lies behind the target"
                 )
+            if forward.mode is not None:
+                forward.mode.inspect(scalar)
             leaves = [forward.leaves[s] for s in question.wrt]
             found = torch.autograd.grad(scalar.sum(), leaves, allow_unused=True)
             for site, g in zip(question.wrt, found, strict=True):
@@ -279,6 +281,10 @@ class Network:
         if key not in tensors:
             raise SiteError(f"{address!r}: the inputs are {tensors}")
         return key
+
+    def modules(self) -> Iterable[nn.Module]:
+        """Every module once."""
+        return self._names
 
     def get_module(self, name: str) -> nn.Module | None:
         """The module of that dotted name, or None."""
