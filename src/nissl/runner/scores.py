@@ -45,7 +45,7 @@ def explained(q: Question, values: Tensor, dims: Sequence[str] | None = None, **
 
 
 def build_scores(
-    results: Sequence[Explained], name: str, method: Any, q: Question, seed: int, cost: Mapping[str, float]
+    results: Sequence[Explained], name: str, method: Any, q: Question, seed: int, cost: Mapping[str, int | float]
 ) -> xr.DataArray:
     """Scores of all examples as one array, first dimension ``example``, with everything needed to repeat them."""
     shapes = {tuple(r.values.shape) for r in results}
