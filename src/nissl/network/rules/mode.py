@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from nissl.errors import RuleError
@@ -45,7 +45,7 @@ def scaled(y: Tensor, factor: Tensor) -> Tensor:
 
 
 def stabilised(y: Tensor, epsilon: float) -> Tensor:
-    """y moved away from 0 by epsilon; 0 counts as positive."""
+    """Y moved away from 0 by epsilon; 0 counts as positive."""
     return y + torch.where(y >= 0, epsilon, -epsilon).to(y.dtype)
 
 
@@ -119,7 +119,9 @@ class RuleMode(TorchFunctionMode):
     def handle(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """One out-of-place operation with a dependent argument."""
         if name in op.RECURRENT:
-            raise RuleError(f"{self.name} has no rule for the fused recurrent layer {name!r}; write it out step by step")
+            raise RuleError(
+                f"{self.name} has no rule for the fused recurrent layer {name!r}; write it out step by step"
+            )
         if name in op.STRUCTURE:
             return self.structure(name, func, args, kwargs)
         if name in op.LAYERS:
@@ -244,7 +246,9 @@ class RuleMode(TorchFunctionMode):
     def _added_product(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         beta, alpha = kwargs.get("beta", 1), kwargs.get("alpha", kwargs.get("value", 1))
         added, a, b = args[:3]
-        multiply = {"addmm": torch.mm, "addbmm": None, "baddbmm": torch.bmm, "addmv": torch.mv, "addcmul": torch.mul}[name]
+        multiply = {"addmm": torch.mm, "addbmm": None, "baddbmm": torch.bmm, "addmv": torch.mv, "addcmul": torch.mul}[
+            name
+        ]
         if multiply is None:
             return self.unknown(name, func, args, kwargs)
         value = func(*(t.detach() for t in args[:3]), **kwargs)

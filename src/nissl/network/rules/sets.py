@@ -263,10 +263,14 @@ class LRPRules(Rules):
     gamma : float, default 0.25
     low, high : float, optional
         Smallest and largest possible input, for the box rule.
+    merging : {"zennit", "exact"}, default "zennit"
+        Batch norm behind a convolution or dense layer is merged with it. zennit leaves a batch norm of unit variance
+        behind, which still divides by sqrt(1 + eps): 5e-6 for torch's default eps, 5e-4 for the 1e-3 of some networks.
+        The default repeats that, so that numbers agree; ``exact`` leaves the forward pass as it is.
 
     Notes
     -----
-    Batch norm behind a convolution or dense layer is merged with it. Average pooling is normalised by its output, max
+    Average pooling is normalised by its output, max
     pooling follows the gradient; biases take part in all rules. Rules for what transformers add are those of AttnLRP.
 
     References
@@ -279,8 +283,11 @@ class LRPRules(Rules):
     gamma: float = 0.25
     low: float | None = None
     high: float | None = None
+    merging: str = "zennit"
 
     def __post_init__(self) -> None:
+        if self.merging not in ("zennit", "exact"):
+            raise InputError(f"merging={self.merging!r}: choose 'zennit' or 'exact'")
         if self.composite not in COMPOSITES:
             raise InputError(f"composite={self.composite!r}: choose among {', '.join(COMPOSITES)}")
         if not self.epsilon > 0 or not self.gamma >= 0:
@@ -369,9 +376,21 @@ class _LRPMode(_ConservingMode):
         merged_w = w * scale.reshape(-1, *[1] * (w.ndim - 1))
         merged_b = shift if b is None else b * scale + shift
         y = func(*_detached(args), **{k: v.detach() if isinstance(v, Tensor) else v for k, v in kwargs.items()})
-        return self._ruled(name, apply, x, merged_w, merged_b, y, first)
+        value = y / (1 + held.get("eps", 1e-5)) ** 0.5 if self.rules.merging == "zennit" else y
+        return self._ruled(name, apply, x, merged_w, merged_b, value, first, y)
 
-    def _ruled(self, name: str, apply: Any, x: Tensor, w: Tensor, b: Tensor | None, y: Tensor, first: bool) -> Tensor:
+    def _ruled(
+        self,
+        name: str,
+        apply: Any,
+        x: Tensor,
+        w: Tensor,
+        b: Tensor | None,
+        y: Tensor,
+        first: bool,
+        z: Tensor | None = None,
+    ) -> Tensor:
+        """The value y with the composite's rule; z is what the layer gives where that is not y."""
         composite, eps = self.rules.composite, self.rules.epsilon
         flat = x.detach()
 
@@ -395,7 +414,7 @@ class _LRPMode(_ConservingMode):
         if first and self.rules.relevance_at_input:
             return rewire(y, self._first(apply, flat, w, b, y, sent), x)
         if name == "linear" or composite == "epsilon":
-            factor = y / stabilised(y, eps)
+            factor = y / stabilised(y if z is None else z, eps)
             return rewire(y, lambda g: _vjp(apply, flat, w, b, g * factor), x)
         positive, negative = flat.clamp(min=0), flat.clamp(max=0)
         one_sided = bool((flat >= 0).all())
@@ -403,7 +422,9 @@ class _LRPMode(_ConservingMode):
         w_plus, w_minus = w.clamp(min=0), w.clamp(max=0)
         b_plus, b_minus = (None, None) if b is None else (b.clamp(min=0), b.clamp(max=0))
 
-        def pair(first_w: Tensor, first_b: Any, second_w: Tensor, mask: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+        def pair(
+            first_w: Tensor, first_b: Any, second_w: Tensor, mask: Tensor | None = None
+        ) -> Callable[[Tensor], Tensor]:
             """x+ through the first weights and x- through the second: coefficient of x by its sign."""
             terms = [(positive, first_w, first_b)] + ([] if one_sided else [(negative, second_w, zero)])
             send = sent(terms, mask)
@@ -490,7 +511,9 @@ class _RescaleMode(RuleMode):
 
     def _pairs(self, t: Tensor, name: str) -> tuple[Tensor, Tensor]:
         if t.shape[0] % 2:
-            raise RuleError(f"{self.name}: the pairs of input and baseline are lost before {name!r} (shape {tuple(t.shape)})")
+            raise RuleError(
+                f"{self.name}: the pairs of input and baseline are lost before {name!r} (shape {tuple(t.shape)})"
+            )
         return t[0::2], t[1::2]
 
     def activation(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -583,4 +606,3 @@ class _RescaleMode(RuleMode):
 
 def _pair_mean(t: Tensor) -> Tensor:
     return ((t[0::2] + t[1::2]) / 2).repeat_interleave(2, 0)
-
