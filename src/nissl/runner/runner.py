@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -74,7 +74,7 @@ class Job:
 class Explains(Protocol):
     """What `Runner.attribute` drives; every method of nissl.attribution is one."""
 
-    differentiates: bool
+    differentiates: ClassVar[bool]
 
     def explain(self, q: Question) -> Generator[Any, Any, Any]: ...
 
