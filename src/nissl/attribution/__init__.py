@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 import difflib
+import inspect
 import re
 from typing import Any
 
@@ -78,7 +78,7 @@ def method(name_or_spec: str | Method) -> Method:
         hint = f"did you mean {', '.join(near)}? There are" if near else "there are"
         raise InputError(f"no method {found['key']!r}; {hint} {', '.join(METHODS)}")
     cls = METHODS[key]
-    known = [f.name for f in dataclasses.fields(cls)]
+    known = list(inspect.signature(cls).parameters)
     parameters = _parameters(name_or_spec, found["parameters"] or "")
     if unknown := [p for p in parameters if p not in known]:
         near = difflib.get_close_matches(unknown[0], known, 1, 0.5)
