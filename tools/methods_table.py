@@ -1,31 +1,27 @@
-"""Print docs/methods.md: every exported attribution method, from the code itself."""
+"""Print docs/methods.md: every attribution method, from the code itself."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
 
-import nissl.attribution
-from nissl.attribution import Method
+from nissl.attribution import METHODS, Method
 
 HEAD = """# Methods
 
 <!-- Made from nissl.attribution by `make tables`; edit the classes. -->
 
-A method is a class of `nissl.attribution`; its key is its name on the command line and in `nissl.audit`. *Gradients*
-says whether it needs them: a method that does not works with any function that predicts. *Complete* methods promise
-that their scores add up to the difference of the output to that at a baseline.
+A method is a class of `nissl.attribution`. Its key is its name on the command line and in `nissl.audit`, with its
+parameters where they differ from the defaults: `ig` or `"ig(steps=64, baseline='blur')"`.
+
+*Gradients* says whether a method needs them. Where it needs none, a function that only predicts is enough, except for
+class activation maps and attention rollout, which look inside the network. *Complete* methods promise that their scores
+add up to the difference of the output to that at a baseline. `random` and `edge` know nothing of the network: they are
+the controls that other methods have to beat.
 
 | key | method | what its scores are | parameters | gradients | complete | source |
 |---|---|---|---|---|---|---|
 """
-
-
-def methods() -> list[type[Method]]:
-    """Exported classes that can be run, by key."""
-    found = [getattr(nissl.attribution, name) for name in nissl.attribution.__all__]
-    found = [m for m in found if inspect.isclass(m) and issubclass(m, Method) and not inspect.isabstract(m)]
-    return sorted(found, key=lambda m: m.name)
 
 
 def row(method: type[Method]) -> str:
@@ -52,7 +48,7 @@ def _default(f: dataclasses.Field[object]) -> str:
 
 def methods_markdown() -> str:
     """The whole page."""
-    return HEAD + "".join(row(m) + "\n" for m in methods())
+    return HEAD + "".join(row(m) + "\n" for m in METHODS.values())
 
 
 if __name__ == "__main__":
