@@ -82,8 +82,9 @@ def test_rows_without_known_features_are_refused(shape):
         features_of(q, q.input)
 
 
-def test_superpixels_follow_a_border():
-    image = torch.zeros(1, 3, 20, 20)
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_superpixels_follow_a_border(channels):
+    image = torch.zeros(1, channels, 20, 20)
     image[..., 7:] = 1.0
     q = question(image)
     f = features_of(q, q.input, superpixels=8)

@@ -147,7 +147,7 @@ def test_rise_masks_have_mean_p_and_vary_smoothly():
 
 
 def test_rise_finds_the_place_that_matters():
-    net, w, x = linear(1, 28, 28)
+    net, _, x = linear(1, 28, 28)
     net.module[1].weight.zero_()
     net.module[1].weight.reshape(28, 28)[4:10, 16:24] = 1.0
     s = RISE(n_masks=600).attribute(net, x.abs(), 0, seed=3)[0]

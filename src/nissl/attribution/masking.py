@@ -239,8 +239,10 @@ def _superpixels(image: np.ndarray, n: int) -> np.ndarray:
     span = float(np.ptp(image)) or 1.0
     image = (image - image.min()) / span
     labels = np.zeros(image.shape[:2], dtype=np.int64)
+    # three channels are compared as colours, whose lightness runs to 100; any other number of them from 0 to 1
+    contrast = 1.0 if image.shape[-1] == 3 else 0.01
     for compactness in (10, 40, 160, 640):
-        found = slic(image, n_segments=n, compactness=compactness, start_label=0, channel_axis=-1)
+        found = slic(image, n_segments=n, compactness=compactness * contrast, start_label=0, channel_axis=-1)
         labels = np.unique(found, return_inverse=True)[1].reshape(image.shape[:2])
         if labels.max() + 1 >= min(n, labels.size) / 2:
             break
