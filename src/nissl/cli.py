@@ -1,0 +1,260 @@
+"""The command line: ``nissl audit``, ``methods``, ``sites``, ``papers``, ``reproduce``."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shlex
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from nissl.errors import InputError, NisslError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Find out which explanations of a network can be believed.",
+)
+
+_Model = Annotated[
+    str, typer.Option("--model", "-m", help="demo, package.module:factory, timm:NAME, torchvision:NAME or hf:FOLDER.")
+]
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+_MARKS = {"believe": ("✓", "green"), "with care": ("~", "yellow"), "undecided": ("?", "cyan"), "do not believe": ("✗", "red")}
+
+
+@app.command()
+def audit(
+    model: _Model = "demo",
+    data: Annotated[
+        str | None, typer.Option("--data", "-d", help="demo, a folder of pictures, FILE.npz or package.module:factory.")
+    ] = None,
+    methods: Annotated[str | None, typer.Option(help="Keys, separated by commas, such as 'ig(steps=64),gradcam'.")] = None,
+    checks: Annotated[str, typer.Option(help="'all', or names separated by commas.")] = "all",
+    examples: Annotated[int | None, typer.Option(help="How many examples; 10 of the demo's, all of your own.")] = None,
+    budget: Annotated[int, typer.Option(help="Rows that a method may ask for each example; 0 lifts the limit.")] = 128,
+    target: Annotated[str, typer.Option(help="'predicted' or 'label': which class is explained.")] = "predicted",
+    out: Annotated[Path, typer.Option(help="Run folder: report.html, scores.zarr, trust.parquet, run.json.")] = Path("runs/audit"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in the folder.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
+    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda; by default where the model is.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows in a batch; measured by default.")] = None,
+    as_json: _Json = False,
+) -> None:
+    """Audit explanations of a model on some inputs."""
+    from nissl.network import Network
+    from nissl.runner import Runner
+    from nissl.sources import load_data, load_model
+    from nissl.trust.audit import Shown
+    from nissl.trust.audit import audit as run
+
+    if target not in ("predicted", "label"):
+        raise InputError(f"--target {target!r}: choose 'predicted' or 'label'")
+    loaded = load_model(model)
+    if data is None:
+        if model != "demo":
+            raise InputError("--model names your own model: say with --data what it is to be run on")
+        data = "demo"
+        examples = 10 if examples is None else examples
+    inputs = load_data(data, loaded, examples, seed)
+    network = Network(loaded.module, device=_device(device), name=loaded.name)
+    targets: Any = None
+    if target == "label":
+        if inputs.labels is None:
+            raise InputError(f"--target label: {data} has no labels")
+        targets = inputs.labels
+    masks = inputs.masks if inputs.masks is not None else _masks(inputs)
+    shown = Shown(images=inputs.images, names=inputs.names, class_names=loaded.class_names, masks=masks)
+    result = run(
+        network, inputs.inputs, targets,
+        methods=None if methods is None else _split(methods), checks=checks, budget=budget or None, shown=shown, out=out,
+        resume=resume, seed=seed, command=shlex.join(["nissl", *sys.argv[1:]]),
+        runner_options={"batch_size": batch_size, "progress": not as_json},
+    )  # fmt: skip
+    if as_json:
+        print(json.dumps(result.summary(), allow_nan=False, default=str))
+        return
+    console = Console()
+    console.print(_verdict_table(result))
+    console.print(f"{result.meta['seconds']:.0f} s, {result.meta['rows']} rows asked, {result.meta['reused']} of them answered from memory")
+    console.print(f"report: {result.report}")
+
+
+@app.command()
+def methods(as_json: _Json = False) -> None:
+    """List the attribution methods."""
+    from nissl.attribution import METHODS
+    from nissl.runner.scores import parameters_of
+
+    rows = [
+        {"method": key, "title": cls.title, "paper": cls.paper, "gradients": cls.differentiates, "parameters": parameters_of(cls())}
+        for key, cls in METHODS.items()
+    ]
+    if as_json:
+        print(json.dumps(rows))
+        return
+    table = Table("method", "title", "paper", "gradients", "parameters", title=f"{len(rows)} methods")
+    for r in rows:
+        parameters = ", ".join(f"{k}={v!r}" for k, v in r["parameters"].items())
+        table.add_row(r["method"], r["title"], r["paper"], "yes" if r["gradients"] else "no", Text(parameters))
+    Console().print(table)
+
+
+@app.command()
+def sites(
+    model: _Model = "demo",
+    data: Annotated[str | None, typer.Option("--data", "-d", help="Examples to learn shapes from; not needed.")] = None,
+    pattern: Annotated[str, typer.Argument(help="A glob such as 'features.*' or '*:pattern'.")] = "*",
+    as_json: _Json = False,
+) -> None:
+    """List the sites of a model."""
+    from nissl.network import Network
+    from nissl.sources import load_data, load_model
+
+    loaded = load_model(model)
+    network = Network(loaded.module, name=loaded.name)
+    if data is None and model == "demo":
+        data = "demo"
+    inputs = None if data is None else load_data(data, loaded, 1).inputs
+    found = network.sites(pattern, inputs)
+    if as_json:
+        print(json.dumps([{"address": s.address, "role": s.role, "shape": s.shape, "n_units": s.n_units} for s in found]))
+        return
+    table = Table("site", "role", "shape of a row", "units", title=f"{loaded.name}: {len(found)} sites")
+    for s in found:
+        shape = "" if s.shape is None else " × ".join(map(str, s.shape))
+        table.add_row(Text(s.address), s.role, shape, "" if s.n_units is None else str(s.n_units))
+    Console().print(table)
+    if inputs is None:
+        Console(stderr=True).print("shapes appear with --data: they are known once an input was seen")
+
+
+@app.command()
+def papers(as_json: _Json = False) -> None:
+    """List the 59 papers and where each one lives."""
+    from nissl.papers import PAPERS
+
+    if as_json:
+        keys = ("slug", "title", "year", "room", "object", "study", "status")
+        print(json.dumps([{k: getattr(p, k) for k in keys} for p in PAPERS]))
+        return
+    table = Table("slug", "year", "room", "title", "object", "status", title=f"{len(PAPERS)} papers")
+    for p in PAPERS:
+        table.add_row(p.slug, str(p.year), p.room, Text(p.title), p.object or "", p.status)
+    Console().print(table)
+
+
+@app.command()
+def reproduce(
+    slug: Annotated[str, typer.Argument(help="A paper's slug; see `nissl papers`.")],
+    quick: Annotated[bool, typer.Option("--quick", help="A small variant, in seconds.")] = False,
+    seed: Annotated[int, typer.Option()] = 0,
+    as_json: _Json = False,
+) -> None:
+    """Run the study of a paper: its claim, measured."""
+    from nissl.papers import paper
+
+    entry = paper(slug)
+    if entry.study is None:
+        raise InputError(f"{slug} has no study yet; `nissl papers` lists those that have")
+    claims = importlib.import_module(entry.study).run(quick=quick, seed=seed, progress=not as_json)
+    if as_json:
+        print(json.dumps({"slug": slug, "title": entry.title, "quick": quick, "seed": seed, "claims": claims}))
+        return
+    table = Table("claim", "paper", "ours", "interval", "baseline", "holds", title=entry.title)
+    for c in claims:
+        held = Text("holds", style="green") if c["holds"] else Text("does not hold", style="red")
+        table.add_row(Text(str(c["claim"])), *(Text(_number(c[k])) for k in ("paper", "ours", "interval", "baseline")), held)
+    Console().print(table)
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_number(v) for v in value) + "]"
+    return str(value)
+
+
+def _split(text: str) -> list[str]:
+    """Names separated by commas that are not inside brackets."""
+    parts, depth = [""], 0
+    for c in text:
+        depth += (c in "([{") - (c in ")]}")
+        if c == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += c
+    return [p.strip() for p in parts if p.strip()]
+
+
+def _device(name: str | None) -> torch.device | None:
+    if name is None:
+        return None
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _masks(data: Any) -> Any:
+    """Masks of the objects' boxes, on the grid of the inputs."""
+    if data.boxes is None or not isinstance(data.inputs, torch.Tensor) or data.inputs.ndim != 4:
+        return None
+    import numpy as np
+
+    height, width = data.inputs.shape[-2:]
+    y, x = np.mgrid[:height, :width] + 0.5
+    left, upper, right, lower = (data.boxes[:, i, None, None] for i in range(4))
+    return (x >= left) & (x < right) & (y >= upper) & (y < lower)
+
+
+def _verdict_table(result: Any) -> Table:
+    names = [f for f in ("faithfulness", "randomisation_similarity", "gridpg", "difull", "logit_similarity") if f in result.table]
+    table = Table(title=f"{result.meta['model']}, {result.meta['n_examples']} examples")
+    table.add_column("method")
+    table.add_column("verdict", no_wrap=True)
+    for f in names:
+        table.add_column(result.figure_info[f]["title"], justify="right")
+    table.add_column("rows", justify="right")
+    table.add_column("why")
+    for method, row in result.table.iterrows():
+        mark, colour = _MARKS.get(row["verdict"], ("", ""))
+        values = [f"{row[f]:.2f}" if row[f] == row[f] else "–" for f in names]
+        why = row["reasons"][0] if len(row["reasons"]) else ""
+        table.add_row(Text(str(method)), Text(f"{mark} {row['verdict']}", style=colour), *values, str(row["forward"]), Text(why))
+    return table
+
+
+def main() -> None:
+    """Entry point: errors that nissl raises on purpose are one line, not a traceback."""
+    warnings.showwarning = _show_warning
+    try:
+        app()
+    except NisslError as error:
+        Console(stderr=True).print(Text(f"nissl: {error}", style="red"), soft_wrap=True)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted; the same command with --resume goes on where it stopped")
+        raise SystemExit(130) from None
+
+
+def _show_warning(message: Any, category: Any, filename: Any, lineno: Any, file: Any = None, line: Any = None) -> None:
+    Console(stderr=True).print(Text(f"warning: {message}", style="yellow"), soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()
