@@ -179,7 +179,7 @@ def fitted(height: int, width: int, longest: int) -> tuple[int, int]:
     return max(1, round(height * ratio)), max(1, round(width * ratio))
 
 
-def data_uri(pixels: np.ndarray, longest: int = 256, quality: int = 80) -> str:
+def data_uri(pixels: np.ndarray, longest: int = 256, quality: int | None = 80) -> str:
     """Pixels as a WebP data URI.
 
     Parameters
@@ -187,14 +187,15 @@ def data_uri(pixels: np.ndarray, longest: int = 256, quality: int = 80) -> str:
     pixels : ndarray of uint8, shape (H, W), (H, W, 3) or (H, W, 4)
     longest : int, default 256
         Larger pictures are reduced to this length of the longer side.
-    quality : int, default 80
+    quality : int or None, default 80
+        None keeps every pixel as it is, which small grids need: lossy WebP shares colours between neighbours.
     """
     picture = Image.fromarray(np.ascontiguousarray(pixels))
     height, width = fitted(pixels.shape[0], pixels.shape[1], longest)
     if (width, height) != picture.size:
         picture = picture.resize((width, height), Image.Resampling.LANCZOS)
     file = io.BytesIO()
-    picture.save(file, "WEBP", quality=quality, method=4)
+    picture.save(file, "WEBP", lossless=quality is None, quality=80 if quality is None else quality, method=4)
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
 
 
@@ -476,7 +477,9 @@ def plot(scores: xr.DataArray, inputs: Any = None, example: int = 0) -> Figure:
 
 def names_along(scores: xr.DataArray, dim: str, n: int) -> list[str]:
     """Names along a dimension: its coordinate, or numbers."""
-    return [str(v) for v in scores.coords[dim].to_numpy()] if dim in scores.coords else [f"{dim} {i}" for i in range(n)]
+    if dim in scores.coords:
+        return [str(v) for v in scores.coords[dim].to_numpy()]
+    return [str(i) if dim == "channel" else f"{dim} {i}" for i in range(n)]
 
 
 def rgb(image: np.ndarray) -> np.ndarray:

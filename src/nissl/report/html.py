@@ -163,7 +163,9 @@ def render(result: Audited, shown: int = 12) -> str:
 
 
 def number(value: Any) -> str:
-    """Three significant digits for people; "–" where there is no number."""
+    """Three significant digits, integers whole, for people; "–" where there is no number."""
+    if isinstance(value, (int, np.integer)):
+        return f"{value:,}".replace("-", "−")
     v = _float(value)
     if not np.isfinite(v):
         return "–" if np.isnan(v) else ("∞" if v > 0 else "−∞")
@@ -207,7 +209,7 @@ def count(value: Any) -> str:
     return f"{v:,.0f}" if np.isfinite(v) else "–"
 
 
-def short(text: Any, most: int = 18) -> str:
+def short(text: Any, most: int = 17) -> str:
     """Text cut to fit beside a chart; the whole is in the title beside it."""
     words = " ".join(str(text).split())
     return words if len(words) <= most else words[: most - 1] + "…"
@@ -354,7 +356,7 @@ def _page(result: Audited, shown: int) -> dict[str, Any]:
         "examples": examples,
         "columns": columns,
         "methods": methods,
-        "n_examples": result.meta.get("n_examples", len(result.examples)),
+        "n_examples": int(result.meta.get("n_examples") or len(result.examples)),
         "costs": [c for c in ("forward", "backward", "seconds") if c in table.columns],
         "tally": [(v, VERDICTS[v], int((table["verdict"] == v).sum())) for v in VERDICTS],
         "verdicts": VERDICTS,
@@ -424,7 +426,9 @@ def _examples(result: Audited, n: int) -> list[dict[str, Any]]:
         elif kind == "series":
             shown = {"signal": np.asarray(result.inputs[i], dtype=np.float64)}
         elif kind == "token":
-            shown = {"tokens": [str(t) for t in result.inputs[i]]}
+            tokens = [str(t) for t in result.inputs[i]]
+            # Words need a space between them; pieces of a tokenizer bring their own.
+            shown = {"tokens": tokens, "gap": "" if any(t != t.strip() for t in tokens) else " "}
         else:
             shown = {"features": np.asarray(result.inputs[i], dtype=np.float64)}
         known = {k: "" if pd.isna(v) else v for k, v in row.items() if np.ndim(v) == 0}
@@ -496,7 +500,7 @@ def _series(scores: xr.DataArray, values: np.ndarray, signal: np.ndarray) -> dic
         colour = fig.paint(fig.resized(values, (values.shape[0], 400)))[keep]
     names = fig.names_along(scores, "channel", len(values))
     return {
-        "map": fig.data_uri(colour, longest=4096, quality=90),
+        "map": fig.data_uri(colour, longest=4096, quality=None),
         "paths": fig.signal_paths(signal[keep], 300.0, row),
         "row": row,
         "height": round(row * len(keep), 1),
@@ -550,7 +554,8 @@ def _box_figure(result: Audited, order: pd.Index, names: Mapping[Any, str], figu
     rows = result.figures[result.figures["figure"] == figure]
     about = result.figure_info[figure]
     values = {k: rows.loc[rows["method"] == k, "value"].to_numpy(dtype=float) for k in order}
-    chart = fig.box_chart({k: v for k, v in values.items() if len(v)}, names, about.get("chance"), about.get("ceiling"))
+    chance, ceiling = (None if np.isnan(v) else v for v in (_float(about.get(c)) for c in ("chance", "ceiling")))
+    chart = fig.box_chart({k: v for k, v in values.items() if len(v)}, names, chance, ceiling)
     return {
         "title": str(about.get("title") or figure),
         "check": str(about.get("check", "")),
