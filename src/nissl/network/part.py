@@ -133,13 +133,13 @@ class Part(nn.Module):
             held = {**{str(i): v for i, v in enumerate(args)}, **kwargs}
             old = select(held, address.key, str(address))
             new = change(old)
-            return substitute(args, old, new), substitute(kwargs, old, new)
+            return substitute(args, address.key, old, new), substitute(kwargs, address.key, old, new)
 
         def behind(module: nn.Module, args: Any, output: Any) -> Any:
             if not wanted():
                 return None
             old = select(output, address.key, str(address))
-            return substitute(output, old, change(old))
+            return substitute(output, address.key, old, change(old))
 
         if address.part == "in":
             handle = module.register_forward_pre_hook(before, with_kwargs=True, prepend=True)
@@ -158,8 +158,8 @@ class Part(nn.Module):
                 places[address] = self._trace.position(address)
                 if places[address] is None:
                     raise SiteError(f"{self.network.name} did not reach {str(address)!r}")
-                calls = self._trace.calls.get(address.module, 1)
-                if address.part != "input" and address.call is None and calls > 1:
+                calls = 1 if address.part == "input" else self._trace.n_calls(address)
+                if address.call is None and calls > 1:
                     raise SiteError(f"{str(address)!r} is called {calls} times; say which call, as in '{address}#1'")
         if self._end is not None and places[self._end] < places[self._start]:
             raise InputError(f"{str(self._end)!r} lies before {str(self._start)!r}")
