@@ -43,7 +43,7 @@ def test_strength_of_positive_scores_starts_at_the_lowest() -> None:
 
 def test_strength_clips_an_outlier() -> None:
     values = np.append(np.linspace(-1, 1, 999), 1000.0)
-    s = fig.strength(values, clip=99)
+    s = fig.strength(values, clip=99.0)
     assert s[-1] == 1
     assert s[900] == pytest.approx(values[900] / np.percentile(np.abs(values), 99))
 

@@ -6,6 +6,7 @@ import io
 import json
 import re
 from collections.abc import Callable
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,16 @@ from nissl.errors import InputError, RunFolderError
 from nissl.report import html, write_report
 
 KINDS = ["image", "token", "feature", "series"]
-HOSTILE = [
+ATTACKS = [
     "<img src=x onerror=alert(1)>",
     "</script><script>window.hurt=1</script>",
     "</style></title></svg></textarea><svg onload=alert(1)>",
     "\" onmouseover='alert(1)' x=\"",
     "{{ 7 * 7 }}{% raw %}",
     "<!--<script>",
-    "日本語 \u202eright to left\u202c 🧠 \ud800 \x00",
-    "W" * 3000,
+    "日本語 \u202eright to left\u202c 🧠 \x00",
 ]
+HOSTILE = [" ".join(ATTACKS), "W" * 3000]
 
 
 class Page(HTMLParser):
@@ -96,6 +97,10 @@ def renamed(result: Result, text: str) -> Result:
     r.agreement = {mark(k): m.rename(index=keep, columns=keep) for k, m in r.agreement.items()}
     r.pictures = [p | {c: mark(p[c]) for c in ("check", "title", "caption")} | {"method": "other"} for p in r.pictures]
     r.meta = {k: mark(v) if isinstance(v, str) else v for k, v in r.meta.items()} | {text: text, "list": [text]}
+    # Half of a character, as broken tokens have it; tables cannot hold it, lists can.
+    r.meta["half"] = "\ud800"
+    if r.input_kind == "token":
+        r.inputs[0][0] += "\ud800"
     r.meta["axes"] = {mark("insertion"): (text, text)}
     return r
 
@@ -145,10 +150,7 @@ def test_hostile_names_stay_text(results: dict[str, Result], kind: str, text: st
     page = Page(path.read_bytes().decode("utf-8"))
     harmless = Page(html.render(renamed(small, "x" * 20 + " ")))
     assert page.structure() == harmless.structure()
-    # The text is there, not dropped.
-    seen = text.encode("utf-8", "replace").decode().replace("\x00", "")
-    whole = "".join(page.texts).replace("\x00", "").replace("\ufffd", "")
-    assert seen in whole
+    assert text in "".join(page.texts)  # it is there, not dropped
 
 
 def test_the_json_is_the_data(results: dict[str, Result]) -> None:
@@ -174,7 +176,7 @@ def cells(page: str) -> dict[str, list[tuple[str, str]]]:
     rows = {}
     for key, row in re.findall(r'<tr data-method="([^"]*)"(.*?)</tr>', body[1], re.S):
         found = re.findall(r'<t[hd][^>]*data-v="([^"]*)"[^>]*>(.*?)</t[hd]>', row, re.S)
-        rows[key] = [(exact, " ".join(re.sub("<[^>]*>", " ", shown).split())) for exact, shown in found]
+        rows[key] = [(exact, " ".join(unescape(re.sub("<[^>]*>", " ", shown)).split())) for exact, shown in found]
     return rows
 
 
@@ -248,14 +250,13 @@ def test_paths_that_cannot_be_written(results: dict[str, Result], tmp_path: Path
     file = tmp_path / "file"
     file.write_text("mine")
     for path, reason in [
-        (tmp_path, "is a folder"),
-        (tmp_path / "no" / "r.html", "does not exist"),
-        (file / "r.html", "does not"),
+        (tmp_path, "directory"),
+        (tmp_path / "no" / "report.html", "No such file"),
+        (file / "report.html", "Not a directory"),
+        (tmp_path / ("n" * 300), "too long"),
     ]:
         with pytest.raises(RunFolderError, match=reason):
             write_report(result, path)
-    with pytest.raises(RunFolderError, match="cannot be written"):
-        write_report(result, tmp_path / ("n" * 300))
     assert list(tmp_path.iterdir()) == [file]
     assert file.read_text() == "mine"
 

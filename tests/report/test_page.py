@@ -28,6 +28,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Result, str]]:
     folder: Path = tmp_path_factory.mktemp("pages")
     made = {kind: sample(kind, n=6, methods=6) for kind in KINDS}
+    made["token"].inputs = made["token"].inputs[:2]
+    made["token"].examples = made["token"].examples[:2]
     return {k: (r, write_report(r, folder / f"{k}.html").as_uri()) for k, r in made.items()}
 
 
@@ -71,8 +73,7 @@ def test_hostile_names_do_nothing(
     assert browser.evaluate("window.hurt === undefined && !document.querySelector('img[onerror], svg[onload]')")
     assert browser.evaluate("document.documentElement.scrollWidth") <= 360
     found = browser.evaluate("JSON.parse(document.getElementById('data').textContent).examples.name[0]")
-    expected = f"{text}{small.examples['name'][0]}"
-    assert found.encode("utf-16", "surrogatepass") == expected.encode("utf-16", "surrogatepass")
+    assert found == f"{text}{small.examples['name'][0]}"
 
 
 @pytest.mark.parametrize("down", [True, False])
@@ -94,12 +95,10 @@ def test_the_address_sorts_the_table(
 def test_a_click_sorts_and_another_turns_it_round(browser: Browser, pages: dict[str, tuple[Result, str]]) -> None:
     result, url = pages["image"]
     browser.open(url)
-    before = order(browser)
     for ascending in (False, True):
         browser.evaluate("document.querySelector('th[data-key=gridpg] button').click()")
         browser.evaluate("new Promise(done => setTimeout(done, 50))")
         assert order(browser) == list(result.table.sort_values("gridpg", ascending=ascending).index)
-        assert order(browser) != before
     assert browser.evaluate("location.hash") == "#sort=gridpg:asc"
     browser.evaluate("location.hash = '#sort=%E0%A4%A:asc'")  # no such column, not even text
     browser.evaluate("new Promise(done => setTimeout(done, 50))")

@@ -478,8 +478,13 @@ def plot(scores: xr.DataArray, inputs: Any = None, example: int = 0) -> Figure:
 def names_along(scores: xr.DataArray, dim: str, n: int) -> list[str]:
     """Names along a dimension: its coordinate, or numbers."""
     if dim in scores.coords:
-        return [str(v) for v in scores.coords[dim].to_numpy()]
+        return [clean_text(v) for v in scores.coords[dim].to_numpy()]
     return [str(i) if dim == "channel" else f"{dim} {i}" for i in range(n)]
+
+
+def clean_text(value: Any) -> str:
+    """A name as text that can be encoded: halves of surrogate pairs, as broken tokens have them, become "?"."""
+    return str(value).encode("utf-8", "replace").decode("utf-8")
 
 
 def rgb(image: np.ndarray) -> np.ndarray:

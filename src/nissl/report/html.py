@@ -14,7 +14,9 @@ import base64
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -119,32 +121,55 @@ def write_report(result: Audited, path: str | os.PathLike[str], shown: int = 12)
     path = Path(path)
     if shown < 0:
         raise InputError(f"shown must be 0 or more, got {shown}")
-    if path.is_dir():
-        raise RunFolderError(f"{path} is a folder; give the name of the report file, such as {path / 'report.html'}")
-    if not path.parent.is_dir():
-        raise RunFolderError(f"the folder {path.parent} does not exist; make it first")
     _check(result)
     # Names from data may hold halves of surrogate pairs, which no encoding has.
     page = render(result, shown).encode("utf-8", "replace")
-    part = path.with_name(f".{path.name[:100]}.{os.getpid()}.part")
+    part = path.with_name(f".report-{secrets.token_hex(8)}.part")
     try:
-        with part.open("xb") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        file = part.open("xb")
+        try:
+            with file:
+                file.write(page)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        except BaseException:
+            part.unlink()
+            raise
     except OSError as error:
-        part.unlink(missing_ok=True)
-        raise RunFolderError(f"the report cannot be written to {path}: {error.strerror or error}") from error
+        why = error.strerror or str(error)
+        raise RunFolderError(
+            f"the report cannot be written to {path}: {why}; give a file in a folder that exists and can be written to"
+        ) from error
     return path
 
 
 def render(result: Audited, shown: int = 12) -> str:
     """The report as text; see `write_report`."""
-    folder = resources.files("nissl.report") / "templates"
-    script = (folder / "report.js").read_text("utf-8")
+    script = _template("report.js")
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(
+            css=Markup(_template("report.css")),
+            js=Markup(script),
+            js_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            data=Markup(json_text(result)),
+            **_page(result, shown),
+        )
+    )
+
+
+def _template(name: str) -> str:
+    """A file of the package."""
+    return (resources.files("nissl.report") / "templates" / name).read_text("utf-8")
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    """Jinja with everything escaped and nothing silently missing; kept, because compiling takes longer than filling."""
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: (folder / name).read_text("utf-8")),
+        loader=jinja2.FunctionLoader(_template),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -153,13 +178,7 @@ def render(result: Audited, shown: int = 12) -> str:
     environment.filters.update(
         number=number, p_value=p_value, count=count, short=short, csv=csv_uri, tick=tick, hundredths=hundredths
     )
-    return environment.get_template("report.html").render(
-        css=Markup((folder / "report.css").read_text("utf-8")),
-        js=Markup(script),
-        js_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        data=Markup(json_text(result)),
-        **_page(result, shown),
-    )
+    return environment
 
 
 def number(value: Any) -> str:
@@ -426,7 +445,7 @@ def _examples(result: Audited, n: int) -> list[dict[str, Any]]:
         elif kind == "series":
             shown = {"signal": np.asarray(result.inputs[i], dtype=np.float64)}
         elif kind == "token":
-            tokens = [str(t) for t in result.inputs[i]]
+            tokens = [fig.clean_text(t) for t in result.inputs[i]]
             # Words need a space between them; pieces of a tokenizer bring their own.
             shown = {"tokens": tokens, "gap": "" if any(t != t.strip() for t in tokens) else " "}
         else:
