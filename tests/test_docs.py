@@ -2,11 +2,13 @@
 
 import re
 import runpy
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import typer
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("**/*.md"))]
@@ -49,6 +51,34 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
             continue
         # Empty lines in front make a traceback name the line of the page.
         exec(compile("\n" * (block.line - 1) + block.code, str(page), "exec"), namespace)
+
+
+def commands() -> list[str]:
+    lines = [line for p in PAGES for b in blocks(p.read_text(encoding="utf-8"), "bash") for line in b.code.splitlines()]
+    return sorted({line.partition("#")[0].strip() for line in lines if line.startswith("nissl ")})
+
+
+@pytest.mark.parametrize("line", commands())
+def test_documented_commands_exist(line: str) -> None:
+    """Command, options and arguments are parsed as the program parses them; nothing is run."""
+    from nissl.cli import app
+
+    group = typer.main.get_group(app)
+    _, command, rest = group.resolve_command(
+        group.make_context("nissl", [], resilient_parsing=True), shlex.split(line)[1:]
+    )
+    assert command is not None
+    command.make_context(command.name, rest)
+
+
+def test_the_command_page_names_every_command_and_option_of_the_audit() -> None:
+    from nissl.cli import app
+
+    text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    group = typer.main.get_group(app)
+    assert all(f"nissl {name}" in text for name in group.commands)
+    for parameter in group.commands["audit"].params:
+        assert any(f"`{option}`" in text for option in parameter.opts), parameter.opts
 
 
 def test_the_readme_example_is_short() -> None:
