@@ -30,7 +30,7 @@ def cnn() -> nn.Module:
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
             nn.Linear(6, 5),
-        )  # fmt: skip
+        )
         .double()
         .eval()
     )

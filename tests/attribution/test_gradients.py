@@ -35,7 +35,7 @@ def cnn() -> nn.Module:
             nn.Tanh(),
             nn.Flatten(),
             nn.Linear(24, 5),
-        )  # fmt: skip
+        )
         .double()
         .eval()
     )
@@ -272,8 +272,9 @@ def test_black_boxes_have_no_gradient():
 @pytest.mark.parametrize(
     "wrong",
     [lambda: IntegratedGradients(steps=0), lambda: IntegratedGradients(quadrature="x"),
-     lambda: IntegratedGradients(baseline="black"), lambda: SmoothGrad(noise=-1.0), lambda: SmoothGrad(noise=float("nan")),
-     lambda: SmoothGrad(samples=True), lambda: VarGrad(samples=1), lambda: ExpectedGradients(samples=0)],
+     lambda: IntegratedGradients(baseline="black"), lambda: SmoothGrad(noise=-1.0),
+     lambda: SmoothGrad(noise=float("nan")), lambda: SmoothGrad(samples=True),
+     lambda: VarGrad(samples=1), lambda: ExpectedGradients(samples=0)],
 )  # fmt: skip
 def test_bad_parameters_raise(wrong):
     with pytest.raises(InputError):
