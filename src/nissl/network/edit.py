@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 from nissl.errors import InputError, SiteError
+from nissl.network.site import parse
 
 if TYPE_CHECKING:
     from nissl.network.passes import Answer
@@ -51,13 +53,8 @@ class Edit:
         """Whether the edit sets every entry of the site."""
         return self.kind == "set" and all(m is None for m in (self.units, self.positions, self.rows, self.where))
 
-    @property
-    def is_vector(self) -> bool:
-        """Whether the value has one entry for each unit."""
-        return self.value is not None and self.value.ndim == 1
-
     def spread(self, n: int) -> Edit:
-        """The same edit with row-wise parts spelled out for n rows."""
+        """The same edit with row-wise parts spelled out for n rows, and its site in its plain spelling."""
         value, rows, where = self.value, self.rows, self.where
         if value is not None and value.ndim >= 2:
             value = _expand(value, n, self.site, "value")
@@ -65,7 +62,7 @@ class Edit:
             raise InputError(f"edit at {self.site!r}: examples= speaks of {rows.shape[0]} rows, the pass has {n}")
         if where is not None:
             where = _expand(where, n, self.site, "where")
-        return replace(self, value=value, rows=rows, where=where)
+        return replace(self, site=str(parse(self.site)), value=value, rows=rows, where=where)
 
     def __getitem__(self, index: slice) -> Edit:
         """Rows of a spread edit."""
@@ -77,7 +74,7 @@ class Edit:
             where=None if self.where is None else self.where[index],
         )
 
-    def apply(self, t: Tensor, axis: int) -> Tensor:
+    def apply(self, t: Shaped[Tensor, "n ..."], axis: int) -> Shaped[Tensor, "n ..."]:
         """The activation `t` (rows first, units on `axis`) after the edit."""
         n = t.shape[0]
         if self.kind == "apply":
@@ -86,10 +83,12 @@ class Edit:
             if not isinstance(new, Tensor) or new.shape != t.shape:
                 got = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
                 raise InputError(f"edit at {self.site!r}: the function must keep shape {tuple(t.shape)}, it gave {got}")
+            new = new if new is t else new.clone()  # it may keep what it returned, and the network may write over it
         else:
             value = self._fit(t, axis)
             if self.kind == "set":
-                new = value.expand_as(t)
+                # the network may write over what it is given; the value belongs to the user
+                new = value.expand_as(t).clone()
             elif self.kind == "add":
                 new = t + value
             else:
@@ -143,8 +142,8 @@ class Edit:
                 for d, size in zip(others, self.positions.shape, strict=True):
                     if size != t.shape[d]:
                         raise SiteError(
-                            f"edit at {self.site!r}: positions mask of shape {tuple(self.positions.shape)} does not fit "
-                            f"an activation of shape {tuple(t.shape)}"
+                            f"edit at {self.site!r}: positions mask of shape {tuple(self.positions.shape)} does not "
+                            f"fit an activation of shape {tuple(t.shape)}"
                         )
                     shape[d] = size
                 mask = both(self.positions.to(t.device).reshape(shape))
@@ -198,7 +197,7 @@ def _index_mask(index: Tensor, t: Tensor, axis: int, site: str, what: str) -> Te
     return mask.reshape(shape)
 
 
-def _where(site: str, units: Any, positions: Any, examples: Any, where: Any) -> dict[str, Tensor | None]:
+def _where(site: str, units: Any, positions: Any, examples: Any, where: Any) -> dict[str, Any]:
     def index(x: Any, name: str) -> Tensor | None:
         if x is None:
             return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,12 +39,12 @@ class Forward:
         self.sources: dict[str, Tensor] = {}
         self.mode: RuleMode | None = None
         self._versions: list[tuple[Tensor, int]] = []
-        self._calls: dict[tuple[nn.Module, str], int] = {}
+        self._calls: dict[tuple[nn.Module | None, str], int] = {}
         of = question.of
         self._source = None if of is None else of.site
         self._edits: dict[str, list[Edit]] = {}
         for e in question.edits:
-            self._edits.setdefault(str(parse(e.site)), []).append(e)
+            self._edits.setdefault(e.site, []).append(e)
         asked = [*self._edits, *question.read, *question.wrt, *([self._source] if self._source else [])]
         self.addresses: dict[str, Address] = {s: parse(s) for s in dict.fromkeys(asked)}
         self._reached: set[str] = set()
@@ -59,20 +60,19 @@ class Forward:
                 key = network.input_key(site, inputs)
                 inputs[key] = self.capture(site, inputs[key], None)
         with ExitStack() as stack:
-            by_module: dict[tuple[str, str], list[Address]] = {}
+            # by the module itself: one that is shared has several names, and its calls are counted once
+            by_module: dict[tuple[nn.Module | None, str], list[Address]] = {}
             for address in self.addresses.values():
                 if address.part != "input":
-                    by_module.setdefault((address.module, address.part), []).append(address)
+                    by_module.setdefault((network.get_module(address.module), address.part), []).append(address)
             rules = question.rules
             if rules is not None:
                 self.mode = rules.mode()
                 for module in network.modules():
                     if is_activation_module(module):
                         stack.callback(module.register_forward_hook(self.mode.activation_module).remove)
-            patterns = {m: a for (m, part), a in by_module.items() if part == "pattern"}
-            mode = PatternMode(self._pattern) if patterns else None
-            for (name, part), addresses in by_module.items():
-                module = network.get_module(name)
+            mode = PatternMode(self._pattern) if any(part == "pattern" for _, part in by_module) else None
+            for (module, part), addresses in by_module.items():
                 assert module is not None
                 if part == "out":
                     handle = module.register_forward_hook(self._out_hook(addresses))
@@ -80,7 +80,7 @@ class Forward:
                     handle = module.register_forward_pre_hook(self._in_hook(addresses), with_kwargs=True)
                 else:
                     assert mode is not None
-                    stack.callback(mode.watch(module, name).remove)
+                    stack.callback(mode.watch(module).remove)
                     handle = module.register_forward_hook(mode.leave, always_call=True)
                 stack.callback(handle.remove)
             if self.mode is not None:
@@ -93,11 +93,9 @@ class Forward:
                 return None
 
     def _single_calls(self) -> bool:
-        """Whether no asked module is called again after it was captured, so that stopping hides no ambiguity."""
-        calls = self.network.trace_of(self.question).calls
-        return all(
-            a.part == "input" or a.call is not None or calls.get(a.module, 1) == 1 for a in self.addresses.values()
-        )
+        """Whether no asked place is come by again after it was captured, so that stopping hides no ambiguity."""
+        trace = self.network.trace_of(self.question)
+        return all(a.part == "input" or a.call is not None or trace.n_calls(a) == 1 for a in self.addresses.values())
 
     def _out_hook(self, addresses: list[Address]) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
@@ -105,7 +103,7 @@ class Forward:
             for a in addresses:
                 if self._wanted(a, call):
                     old = select(output, a.key, str(a))
-                    output = substitute(output, old, self.capture(str(a), old, module))
+                    output = substitute(output, a.key, old, self.capture(str(a), old, module))
             self._stop()
             return output
 
@@ -119,15 +117,16 @@ class Forward:
                     held = {**{str(i): v for i, v in enumerate(args)}, **kwargs}
                     old = select(held, a.key, str(a))
                     new = self.capture(str(a), old, None)
-                    args, kwargs = substitute(args, old, new), substitute(kwargs, old, new)
+                    args, kwargs = substitute(args, a.key, old, new), substitute(kwargs, a.key, old, new)
             self._stop()
             return args, kwargs
 
         return hook
 
-    def _pattern(self, name: str, call: int, pattern: Tensor) -> Tensor:
+    def _pattern(self, module: nn.Module, pattern: Tensor) -> Tensor:
+        call = self._count(module, "pattern")
         for a in self.addresses.values():
-            if a.part == "pattern" and a.module == name and self._wanted(a, call):
+            if a.part == "pattern" and self.network.get_module(a.module) is module and self._wanted(a, call):
                 pattern = self.capture(str(a), pattern, None)
         self._stop()
         return pattern
@@ -136,20 +135,10 @@ class Forward:
         self._calls[module, part] = call = self._calls.get((module, part), 0) + 1
         return call
 
-    def _wanted(self, address: Address, call: int) -> bool:
-        if address.call is not None:
-            return address.call == call
-        if call > 1:
-            base = str(address)
-            raise SiteError(
-                f"{base!r} is called several times in one forward pass; say which call: "
-                f"{', '.join(f'{base}#{i}' for i in range(1, self._n_calls(address, call) + 1))}"
-            )
-        return True
-
-    def _n_calls(self, address: Address, seen: int) -> int:
-        trace = self.network._trace
-        return max(seen, trace.calls.get(address.module, seen) if trace is not None else seen)
+    @staticmethod
+    def _wanted(address: Address, call: int) -> bool:
+        # without a number the first call is taken; `check_reached` complains if others follow
+        return call == (address.call or 1)
 
     def _stop(self) -> None:
         if self._may_stop and len(self._reached) == len(self.addresses):
@@ -187,12 +176,19 @@ class Forward:
         return any(t._version != version for t, version in self._versions)
 
     def check_reached(self) -> None:
-        """Raise SiteError for asked sites that the forward pass did not come by."""
+        """Raise SiteError for asked sites that the forward pass did not come by, or came by several times."""
+        for site, a in self.addresses.items():
+            n = self._calls.get((self.network.get_module(a.module), a.part), 0)
+            if a.part != "input" and a.call is None and n > 1:
+                raise SiteError(
+                    f"{site!r} is called several times in one forward pass; say which call: "
+                    f"{', '.join(str(replace(a, call=i)) for i in range(1, n + 1))}"
+                )
         if missing := [s for s in self.addresses if s not in self._reached]:
             calls = {
-                s: self._calls.get((m, a.part), 0)
+                s: self._calls.get((self.network.get_module(a.module), a.part), 0)
                 for s in missing
-                if (a := self.addresses[s]).part != "pattern" and (m := self.network.get_module(a.module)) is not None
+                if (a := self.addresses[s]).part != "input"
             }
             if any(calls.values()):
                 raise SiteError(f"the forward pass has fewer calls than asked for: {calls} (site: calls)")

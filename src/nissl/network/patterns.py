@@ -26,20 +26,19 @@ class PatternMode(TorchFunctionMode):
     Parameters
     ----------
     found : callable
-        ``found(module name, number of this pattern in the module, pattern) -> pattern``.
+        ``found(module, pattern) -> pattern``.
     """
 
-    def __init__(self, found: Callable[[str, int, Tensor], Tensor]) -> None:
+    def __init__(self, found: Callable[[nn.Module, Tensor], Tensor]) -> None:
         super().__init__()
         self._found = found
-        self._running: list[str] = []
-        self._counts: dict[str, int] = {}
+        self._running: list[nn.Module] = []
 
-    def watch(self, module: nn.Module, name: str) -> RemovableHandle:
+    def watch(self, module: nn.Module) -> RemovableHandle:
         """Hook that notes when the module starts; pair it with `leave` as a forward hook that is always called."""
 
         def enter(module: nn.Module, args: Any) -> None:
-            self._running.append(name)
+            self._running.append(module)
 
         return module.register_forward_pre_hook(enter)
 
@@ -64,8 +63,6 @@ class PatternMode(TorchFunctionMode):
         return out
 
     def _hand(self, pattern: Tensor) -> Tensor:
-        name = self._running[-1]
-        self._counts[name] = call = self._counts.get(name, 0) + 1
         shaped = pattern if pattern.ndim >= 4 else pattern[:, None]
-        changed = self._found(name, call, shaped)
+        changed = self._found(self._running[-1], shaped)
         return pattern if changed is shaped else changed.reshape(pattern.shape)

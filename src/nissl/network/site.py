@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from nissl.errors import SiteError
@@ -20,8 +19,8 @@ _INPUT = re.compile(r"^input(?::(?P<key>[\w-]+))?$")
 class Address:
     """A parsed site address.
 
-    ``"features.3"`` is the output of that module, ``"features.3:in"`` its input, ``"attn:out.1"`` the second element of a
-    tuple output, ``"attn:in.mask"`` a keyword input, ``"attn:pattern"`` the attention pattern computed inside the
+    ``"features.3"`` is the output of that module, ``"features.3:in"`` its input, ``"attn:out.1"`` the second element of
+    a tuple output, ``"attn:in.mask"`` a keyword input, ``"attn:pattern"`` the attention pattern computed inside the
     module, ``"input"`` the input of the network, ``"input:pixel_values"`` one of several; ``#2`` picks the second call.
     """
 
@@ -45,9 +44,8 @@ def parse(text: str) -> Address:
     """Parse a site address; raises SiteError where it is not one."""
     if not isinstance(text, str):
         raise SiteError(f"a site is named by a string such as 'features.3' or 'input', not by {type(text).__name__}")
-    if found := _INPUT.match(text):
-        if found["key"] not in ("in", "out", "pattern"):
-            return Address("", "input", found["key"])
+    if (found := _INPUT.match(text)) and found["key"] not in ("in", "out", "pattern"):
+        return Address("", "input", found["key"])
     if found := _ADDRESS.match(text):
         call = found["call"]
         if call is not None and int(call) < 1:
@@ -125,8 +123,8 @@ def select(structure: Any, key: str | None, where: str) -> Tensor:
         if key not in (None, "0"):
             raise SiteError(f"{where}: there is one tensor here, no element {key!r}")
         return structure
-    items = _items(structure)
-    if items is None:
+    items = items_of(structure)
+    if not items and not isinstance(structure, (tuple, list, Mapping)):
         raise SiteError(f"{where}: holds {type(structure).__name__}, not a tensor")
     if key is not None:
         value = items.get(key)
@@ -143,33 +141,22 @@ def select(structure: Any, key: str | None, where: str) -> Tensor:
     raise SiteError(f"{where}: holds no tensor")
 
 
-def substitute(structure: Any, old: Tensor, new: Tensor) -> Any:
-    """`structure` with the tensor `old` replaced by `new`."""
+def substitute(structure: Any, key: str | None, old: Tensor, new: Tensor) -> Any:
+    """`structure` with the tensor `old` replaced by `new`: only under `key`, or wherever it stands if there is none."""
     if structure is old:
         return new
+    changed = {k: new if v is old and key in (None, k) else v for k, v in items_of(structure).items()}
     if isinstance(structure, tuple) and hasattr(structure, "_fields"):
-        return type(structure)(*(new if v is old else v for v in structure))
+        return type(structure)(*changed.values())
     if isinstance(structure, (tuple, list)):
-        return type(structure)(new if v is old else v for v in structure)
+        return type(structure)(changed.values())
     if isinstance(structure, Mapping):
-        changed = {k: (new if v is old else v) for k, v in structure.items()}
         return type(structure)(**changed) if type(structure) is not dict else changed
     return structure
 
 
-def _items(structure: Any) -> dict[str, Any] | None:
+def items_of(structure: Any) -> dict[str, Any]:
+    """What a tuple, list or mapping holds, by the keys that an address uses; nothing for anything else."""
     if isinstance(structure, (tuple, list)):
         return {str(i): v for i, v in enumerate(structure)}
-    if isinstance(structure, Mapping):
-        return dict(structure)
-    return None
-
-
-def with_call(address: Address, call: int | None) -> Address:
-    """The same place at another call."""
-    return replace(address, call=call)
-
-
-def is_row_tensor(value: Any) -> bool:
-    """Whether a value is a tensor with a row dimension."""
-    return isinstance(value, torch.Tensor) and value.ndim >= 1
+    return dict(structure) if isinstance(structure, Mapping) else {}

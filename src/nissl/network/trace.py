@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from nissl.errors import SiteError
 from nissl.network.forward import without_data
 from nissl.network.passes import Inputs
 from nissl.network.patterns import PatternMode
-from nissl.network.site import Address, Site, role_of, select, unit_axis
+from nissl.network.site import Address, Site, items_of, role_of, select, unit_axis
 
 if TYPE_CHECKING:
     from nissl.network.network import Network
@@ -25,15 +26,16 @@ class Trace:
     ----------
     events : list of (part, module name, call)
         ``in`` when a call begins, ``out`` when it ends, ``pattern`` when an attention pattern appears.
-    calls : dict of module name to number of calls
     outputs : dict of module to what each of its calls returned, without data
+    names : dict of name to the name under which the module's events are noted
+        Another one only for further names of a shared module.
     embedding : str or None
         Site of the embedding that the first integer input goes through.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, names: dict[str, str]) -> None:
+        self.names = names
         self.events: list[tuple[str, str, int]] = []
-        self.calls: dict[str, int] = {}
         self.shapes: dict[tuple[str, str, int], Any] = {}
         self.outputs: dict[nn.Module, list[Any]] = {}
         self.inputs: dict[str, tuple[int, ...]] = {}
@@ -44,23 +46,34 @@ class Trace:
         if address.part == "input":
             return -1
         try:
-            return self.events.index((address.part, address.module, address.call or 1))
+            return self.events.index((address.part, self.names[address.module], address.call or 1))
         except ValueError:
             return None
 
+    def n_calls(self, address: Address) -> int:
+        """How often a place inside the network was come by."""
+        name = self.names[address.module]
+        return sum(part == address.part and event == name for part, event, _ in self.events)
+
     def before(self, address: Address, network: Network) -> tuple[nn.Module, ...]:
-        """Outermost modules whose every call has ended by the time the site is reached."""
+        """Outermost modules that, with all they contain, are not called again once the site is reached.
+
+        Only those that return nothing but tensors: a number in an output may depend on the input.
+        """
         at = self.position(address)
         if at is None or at < 0:
             return ()
-        last = {name: i for i, (part, name, _) in enumerate(self.events) if part == "out"}
-        done = [name for name, i in last.items() if i <= at and name]
-        chosen: list[str] = []
-        for name in sorted(done, key=lambda s: s.count(".")):
-            if not any(name.startswith(f"{c}.") for c in chosen):
-                chosen.append(name)
-        modules = [network.get_module(name) for name in chosen]
-        return tuple(m for m in modules if m is not None)
+        last = {network.get_module(name): i for i, (part, name, _) in enumerate(self.events) if part == "out" and name}
+        chosen: dict[nn.Module, None] = {}
+        inside: set[nn.Module] = set()
+        # a module ends after those that it calls, so the outermost come first when this is read backwards
+        for module in sorted((m for m in last if m is not None), key=last.__getitem__, reverse=True):
+            ended = all(last.get(m, -1) <= at for m in module.modules())
+            leaves = tree_leaves(self.outputs[module])
+            if ended and module not in inside and all(v is None or isinstance(v, Tensor) for v in leaves):
+                chosen[module] = None
+                inside.update(module.modules())
+        return tuple(chosen)
 
     def sites(self, network: Network) -> list[Site]:
         """Every site that was reached, in order."""
@@ -70,7 +83,7 @@ class Trace:
             if not name:
                 continue
             structure = self.shapes[part, name, call]
-            several = self.calls[name] > 1 if part != "pattern" else (("pattern", name, 2) in self.shapes)
+            several = (part, name, 2) in self.shapes
             address = Address(name, part, None, call if several else None)
             module = network.get_module(name)
             try:
@@ -80,17 +93,17 @@ class Trace:
             axis = unit_axis(module if part == "out" else None, t.ndim)
             role = "pattern" if part == "pattern" else role_of(module) if module is not None else "block"
             found.append(Site(str(address), role, tuple(t.shape[1:]), t.shape[axis] if t.ndim > 1 else None))
-            if part == "out" and isinstance(structure, (tuple, list)):
-                for i, v in enumerate(structure):
+            if part == "out":
+                for key, v in items_of(structure).items():
                     if isinstance(v, Tensor) and v is not t:
-                        extra = Address(name, "out", str(i), call if several else None)
+                        extra = Address(name, "out", key, call if several else None)
                         found.append(Site(str(extra), role, tuple(v.shape[1:]), v.shape[-1] if v.ndim > 1 else None))
         return found
 
 
 def trace(network: Network, inputs: Inputs) -> Trace:
     """Run one row and record what is called."""
-    record = Trace()
+    record = Trace({name: network._names[module] for name, module in network._modules.items()})
     record.inputs = {k: tuple(v.shape[1:]) for k, v in inputs.items() if isinstance(v, Tensor)}
     whole = next((v for v in inputs.values() if isinstance(v, Tensor) and not v.is_floating_point()), None)
     counts: dict[tuple[str, nn.Module], int] = {}
@@ -110,9 +123,10 @@ def trace(network: Network, inputs: Inputs) -> Trace:
         record.events.append(("out", name, call))
         record.shapes["out", name, call] = kept = without_data(output)
         record.outputs.setdefault(module, []).append(kept)
-        record.calls[name] = call
 
-    def pattern(name: str, call: int, t: Tensor) -> Tensor:
+    def pattern(module: nn.Module, t: Tensor) -> Tensor:
+        name = network._names[module]
+        counts["pattern", module] = call = counts.get(("pattern", module), 0) + 1
         record.events.append(("pattern", name, call))
         record.shapes["pattern", name, call] = without_data(t)
         return t
@@ -121,7 +135,7 @@ def trace(network: Network, inputs: Inputs) -> Trace:
     with ExitStack() as stack:
         for module, name in network._names.items():
             handles = (
-                mode.watch(module, name),
+                mode.watch(module),
                 module.register_forward_hook(mode.leave, always_call=True),
                 module.register_forward_pre_hook(lambda m, a, k, name=name: enter(m, a, k, name), with_kwargs=True),
                 module.register_forward_hook(lambda m, a, out, name=name: leave(m, a, out, name)),
