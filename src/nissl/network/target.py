@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 from nissl.errors import TargetError
@@ -33,7 +34,14 @@ class Target:
     site: str | None = None
     name: str = "custom"
 
-    def __call__(self, tensor: Tensor) -> Tensor:
+    def __call__(self, tensor: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, " n"]:
+        """The scalar of each row.
+
+        Raises
+        ------
+        TargetError
+            The target does not fit the tensor, or does not give one scalar a row.
+        """
         n = tensor.shape[0]
         values = [v.to(tensor.device) for v in self.rows(n).values]
         scalar = self.function(tensor, *values)
@@ -76,10 +84,18 @@ def _classes(y: Any, name: str) -> Tensor:
 
 def _table(output: Tensor, position: Tensor | None = None) -> Tensor:
     """The (n_rows, n_classes) table of an output."""
+    if position is not None:
+        if output.ndim != 3:
+            raise TargetError(
+                f"position= picks a step of an output (n_rows, n_steps, n_classes); this one has shape "
+                f"{tuple(output.shape)}"
+            )
+        steps = output.shape[1]
+        if int(position.min()) < -steps or int(position.max()) >= steps:
+            raise TargetError(f"position {int(position[0])} does not exist: the output has {steps} steps")
+        return output[torch.arange(len(output), device=output.device), position]
     if output.ndim == 1:
         return output[:, None]
-    if output.ndim == 3 and position is not None:
-        return output[torch.arange(len(output), device=output.device), position]
     if output.ndim != 2:
         raise TargetError(
             f"the output has shape {tuple(output.shape)}; a class needs (n_rows, n_classes): "
@@ -169,7 +185,8 @@ def loss(function: Callable[[Tensor, Tensor], Tensor], labels: Any) -> Target:
     """A loss for each row: `function(output, labels) -> (n_rows,)`, for instance cross-entropy without reduction."""
     if not callable(function):
         raise TargetError(f"loss needs a function of (output, labels), got {type(function).__name__}")
-    return Target(function, (torch.as_tensor(labels),), name="loss")
+    values = torch.as_tensor(labels)
+    return Target(function, (values if values.ndim else values[None],), name="loss")
 
 
 def unit(site: str, *index: int) -> Target:
@@ -189,5 +206,6 @@ def as_target(target: Any) -> Target:
     if target is None:
         return top_class()
     if callable(target):
-        return Target(target, name=getattr(target, "__name__", "custom"))
+        function: Any = target
+        return Target(function, name=getattr(target, "__name__", "custom"))
     return class_logit(target)
