@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,8 @@ def as_inputs(inputs: Any) -> Inputs:
         if isinstance(value, np.ndarray):
             if value.dtype.kind not in "biufc":
                 raise InputError(f"input {name!r}: an array of {value.dtype} holds no numbers")
-            value = named[name] = torch.from_numpy(np.ascontiguousarray(value))
+            # torch takes native, contiguous and writable arrays only
+            value = named[name] = torch.from_numpy(np.require(value, value.dtype.newbyteorder("="), ["C", "W"]))
         if isinstance(value, Tensor) and value.ndim == 0:
             raise InputError(f"input {name!r} is a scalar; the first dimension must be rows (examples)")
     sizes = {name: v.shape[0] for name, v in named.items() if isinstance(v, Tensor)}
@@ -63,7 +64,14 @@ def raw_bytes(t: Tensor) -> memoryview:
     flat = t.detach().cpu().reshape(-1)
     if flat.stride(0) != 1:  # repeated entries; contiguous() leaves single ones as they are
         flat = torch.empty(flat.shape, dtype=flat.dtype).copy_(flat)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data
+
+
+def is_plain(value: Any) -> bool:
+    """Whether an input that is no tensor is said in full by its repr."""
+    if isinstance(value, (tuple, list)):
+        return all(is_plain(v) for v in value)
+    return value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device))
 
 
 def n_rows(inputs: Inputs) -> int:
@@ -133,7 +141,7 @@ class Pass:
             raise InputError("wrt= asks for a gradient, but of= names no scalar to differentiate")
         if rules is not None and self.n % rules.group:
             raise InputError(f"{rules.name} takes rows in groups of {rules.group}, {self.n} were given")
-        put(self, "of", None if of is None else as_target(of).rows(self.n))
+        put(self, "of", None if of is None else _target(of).rows(self.n))
         put(self, "rules", rules)
         put(self, "output", bool(output) or (self.of is not None and self.of.site is None))
 
@@ -158,7 +166,9 @@ class Pass:
     def merge_key(self) -> tuple[Any, ...]:
         """What must agree for two passes to be answered in one batch."""
         signature = tuple(
-            (k, v.dtype, tuple(v.shape[1:]), v.device) if isinstance(v, Tensor) else (k, repr(v))
+            (k, v.dtype, tuple(v.shape[1:]), v.device)
+            if isinstance(v, Tensor)
+            else (k, repr(v) if is_plain(v) else id(v))
             for k, v in self.inputs.items()
         )
         edits = tuple(e.kind_key for e in self.edits)
@@ -173,7 +183,7 @@ class Pass:
         )
 
     def content_key(self) -> str | None:
-        """Hash of everything the answer depends on but the network; None where a function makes that unknowable."""
+        """Hash of everything the answer depends on but the network; None where a function or object hides it."""
         digest = hashlib.blake2b(digest_size=16)
 
         def put(*values: Any) -> None:
@@ -190,6 +200,8 @@ class Pass:
                 digest.update(b"|")
 
         for name, value in self.inputs.items():
+            if not isinstance(value, Tensor) and not is_plain(value):
+                return None
             put(name, value)
         for e in self.edits:
             if e.function is not None:
@@ -202,6 +214,12 @@ class Pass:
                 return None
             put(function.__qualname__, self.of.site, *self.of.values)
         return digest.hexdigest()
+
+
+def _target(of: Any) -> Target:
+    """A target whose site, if it has one, is in its plain spelling."""
+    target = as_target(of)
+    return target if target.site is None else replace(target, site=str(parse(target.site)))
 
 
 def _build(inputs: Inputs, edits: tuple[Edit, ...], of: Target | None, like: Pass) -> Pass:
