@@ -1,7 +1,7 @@
 """Fused attention calls written out in the operations they stand for.
 
-Rule sets and attention patterns need to see the softmax and the two products inside. The results equal the fused calls to
-the precision of the type.
+Rule sets and attention patterns need to see the softmax and the two products inside. The results equal the fused calls
+to the precision of the type.
 """
 
 from __future__ import annotations
@@ -94,15 +94,16 @@ def multi_head_attention(
         key_padding_mask = None if key_padding_mask is None else key_padding_mask[None]
     n_queries, n_rows, width = query.shape
     if use_separate_proj_weight:
-        assert q_proj_weight is not None and k_proj_weight is not None and v_proj_weight is not None
         weights = [q_proj_weight, k_proj_weight, v_proj_weight]
     else:
         assert in_proj_weight is not None
-        weights = list(in_proj_weight.chunk(3))
+        weights = [*in_proj_weight.chunk(3)]
     biases = [None] * 3 if in_proj_bias is None else list(in_proj_bias.chunk(3))
 
     def heads(x: Tensor, i: int) -> Tensor:
-        projected = F.linear(x, weights[i], biases[i])
+        weight = weights[i]
+        assert weight is not None
+        projected = F.linear(x, weight, biases[i])
         return projected.reshape(x.shape[0], n_rows, num_heads, -1).permute(1, 2, 0, 3)
 
     q, k, v = heads(query, 0), heads(key, 1), heads(value, 2)
