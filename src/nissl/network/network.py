@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,13 @@ from torch import Tensor, nn
 from nissl.errors import BusyError, GradientError, InputError, NisslError, NonFiniteError, SiteError, TargetError
 from nissl.network.edit import Set
 from nissl.network.forward import Forward, stub
-from nissl.network.passes import Answer, Inputs, Pass, as_inputs, raw_bytes, rows_of
+from nissl.network.passes import Answer, Inputs, Pass, as_inputs, is_plain, raw_bytes, rows_of
 from nissl.network.site import Address, Site, parse, role_of, select
 from nissl.network.trace import Trace, trace
 
 _locks: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
 _locks_guard = threading.Lock()
+_LIBRARIES = {"torch", "numpy", "scipy", "sklearn", "builtins"}
 
 
 class Network:
@@ -98,19 +100,19 @@ class Network:
             parameter.dtype if parameter is not None and parameter.is_floating_point() else torch.get_default_dtype()
         )
         self.autocast = autocast
-        self.name = name or type(model).__name__ if not hasattr(model, "__name__") else name or model.__name__
+        self.name: str = name or getattr(model, "__name__", type(model).__name__)
         self.memory_format: torch.memory_format = torch.preserve_format
         self.input_dims = None if dims is None else tuple(dims)
         self.overrides: dict[str, Tensor] = {}
         self._pick = output
+        self._picked = _identity(output) if callable(output) else repr(output)
         self._names = {m: n for n, m in self.module.named_modules()}
         self._modules = dict(self.module.named_modules(remove_duplicate=False))
         self._example: Inputs | None = None
         self._trace: Trace | None = None
         self._traces: dict[Any, Trace] = {}
-        self._cuts: dict[str, tuple[nn.Module, ...] | None] = {}
+        self._cuts: dict[str, tuple[nn.Module, ...]] = {}
         self._copies = False  # whether activations are copied because the network writes over them in place
-        self._buffers: list[tuple[nn.Module, str, Tensor, int, Tensor]] = []
         with _locks_guard:
             self._lock = _locks.setdefault(self.module, threading.Lock())
 
@@ -135,46 +137,58 @@ class Network:
         """
         if not isinstance(question, Pass):
             raise InputError(f"run takes a Pass, got {type(question).__name__}; write net.run(nissl.Pass(inputs, ...))")
+        # inference tensors have no gradients and count no writes; a caller's inference mode must not reach in here
+        with self._alone(), torch.inference_mode(False):
+            return self._run(question)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other threads, and edits that ask from inside a pass, away from the module."""
         if not self._lock.acquire(blocking=False):
             raise BusyError(
                 f"{self.name} is answering another question, in another thread or from inside an edit; "
                 "give each thread a network of its own, or a copy"
             )
         try:
-            return self._run(question)
+            yield
         finally:
             self._lock.release()
 
     def _run(self, question: Pass) -> Answer:
         self._check(question)
-        question = self._place(question)
         if self._example is None:
-            self._example = {k: v[:1].clone() if isinstance(v, Tensor) else v for k, v in question.inputs.items()}
-        stubs = self._cut(question)
-        with self._quiet(gradients=bool(question.wrt)):
-            forward = self._answer(question, stubs)
-            if forward is None:  # the network wrote over something that was asked for: once more, with copies
-                self._copies = True
-                forward = self._answer(question, stubs)
-                assert forward is not None
-        return forward
+            self._example = self.place(rows_of(question.inputs, slice(0, 1)))
+        if stubs := self._cut(question):
+            try:
+                answer = self._answer(question, stubs)
+            except Exception:  # whatever went wrong, the full pass says what is right, or raises it again
+                answer = None
+            if answer is not None and not any(t.is_meta for t in answer.tensors().values()):
+                return answer
+        answer = self._answer(question)
+        if answer is None:  # the network wrote over something that was asked for: once more, with copies
+            self._copies = True
+            answer = self._answer(question)
+            assert answer is not None
+        return answer
 
-    def _answer(self, question: Pass, stubs: tuple[nn.Module, ...]) -> Answer | None:
+    def _answer(self, question: Pass, stubs: tuple[nn.Module, ...] = ()) -> Answer | None:
+        """The answer of the module; None where it wrote over a site that was asked for and had not been copied."""
+        question = self._place(question)  # anew for each attempt: the module may write over its inputs
         forward = Forward(self, question, copies=self._copies)
         try:
-            with ExitStack() as stack:
-                if stubs:
-                    stack.enter_context(stub(self, self.trace_of(question), stubs, question.n))
-                output = forward.run()
-            return self._collect(question, forward, output)
+            with self._quiet(gradients=bool(question.wrt)):
+                with stub(self, self.trace_of(question), stubs, question.n) if stubs else nullcontext():
+                    output = forward.run()
+                return self._collect(question, forward, output)
         except RuntimeError as error:
-            if (not self._copies and "in-place operation" in str(error)) or "inplace operation" in str(error):
-                if self._copies:
-                    raise GradientError(
-                        f"the network changes an activation in place that a gradient needs: {error}"
-                    ) from error
-                return None
-            raise
+            if not any(text in str(error) for text in ("in-place operation", "inplace operation")):
+                raise
+            if self._copies:
+                raise GradientError(
+                    f"the network changes an activation in place that a gradient needs: {error}"
+                ) from error
+            return None
 
     def _collect(self, question: Pass, forward: Forward, output: Any) -> Answer | None:
         tensor = None
@@ -251,11 +265,11 @@ class Network:
             self.locate(address)
             if parse(address).part == "input":
                 self.input_key(address, question.inputs)
-        if question.rules is not None and question.rules.relevance_at_input:
-            if inner := [s for s in question.wrt if parse(s).part != "input"]:
-                raise InputError(
-                    f"{question.rules.name} has a rule for the first layer and is taken at 'input', not at {inner}"
-                )
+        inner = [s for s in question.wrt if parse(s).part != "input"]
+        if inner and question.rules is not None and question.rules.relevance_at_input:
+            raise InputError(
+                f"{question.rules.name} has a rule for the first layer and is taken at 'input', not at {inner}"
+            )
 
     def locate(self, address: str) -> Address:
         """Parse an address and make sure that its module exists.
@@ -293,7 +307,7 @@ class Network:
     # ---------------------------------------------------------------- inputs and state
 
     def place(self, inputs: Any) -> Inputs:
-        """Inputs on the network's device and in its precision and memory format; new tensors, the user's stay as they are."""
+        """Inputs on the network's device, in its precision and memory format; always new tensors."""
         return {k: self._place_tensor(v) if isinstance(v, Tensor) else v for k, v in as_inputs(inputs).items()}
 
     def _place_tensor(self, t: Tensor) -> Tensor:
@@ -313,14 +327,14 @@ class Network:
     @contextmanager
     def _quiet(self, gradients: bool) -> Iterator[None]:
         """Evaluation mode, frozen weights and kept buffers while a question is answered; all as before afterwards."""
-        training = [m for m in self._names if m.training]
+        modes = [(m, m.training) for m in self._names]
         trainable = [p for p in self.module.parameters() if p.requires_grad] if gradients else []
-        self._remember_buffers()
+        buffers = [(m, dict(m._buffers), {k: b.clone() for k, b in _tensors(m._buffers)}) for m in self._names]
         precision = (
             torch.autocast(self.device.type, dtype=self.autocast) if self.autocast is not None else nullcontext()
         )
         try:
-            for m in training:
+            for m, _ in modes:
                 m.training = False
             for p in trainable:
                 p.requires_grad_(False)
@@ -329,27 +343,17 @@ class Network:
         finally:
             for p in trainable:
                 p.requires_grad_(True)
-            for m in training:
-                m.training = True
-            self._restore_buffers()
-
-    def _remember_buffers(self) -> None:
-        now = [(m, k, b) for m in self._names for k, b in m._buffers.items() if b is not None]
-        same = len(now) == len(self._buffers) and all(
-            b is old and b._version == version
-            for (_, _, b), (_, _, old, version, _) in zip(now, self._buffers, strict=True)
-        )
-        if not same:
-            self._buffers = [(m, k, b, b._version, b.detach().clone()) for m, k, b in now]
-
-    def _restore_buffers(self) -> None:
-        for i, (m, k, b, version, kept) in enumerate(self._buffers):
-            if m._buffers.get(k) is not b:
-                m._buffers[k] = b
-            if b._version != version:
-                with torch.no_grad():
-                    b.copy_(kept)
-                self._buffers[i] = (m, k, b, b._version, kept)
+            for m, mode in modes:
+                m.training = mode
+            for m, held, values in buffers:
+                if list(map(id, m._buffers.values())) != list(map(id, held.values())):
+                    m._buffers.clear()
+                    m._buffers.update(held)
+                for k, b in _tensors(held):
+                    if b.shape != values[k].shape:
+                        b.data = values[k]
+                    elif not torch.equal(b, values[k]):
+                        b.copy_(values[k])
 
     def call(self, inputs: Inputs) -> Any:
         """Run the module on named inputs; positional ones have digits for names."""
@@ -366,7 +370,10 @@ class Network:
         example = self._example if question is None else rows_of(question.inputs, slice(0, 1))
         if example is None:
             raise SiteError("the network has seen no input yet; run a pass first or give inputs=")
-        key = tuple((k, v.dtype, tuple(v.shape[1:])) for k, v in example.items() if isinstance(v, Tensor))
+        key = tuple(
+            (k, v.dtype, tuple(v.shape[1:])) if isinstance(v, Tensor) else (k, repr(v) if is_plain(v) else id(v))
+            for k, v in example.items()
+        )
         if key not in self._traces:
             with self._quiet(gradients=False):
                 record = trace(self, {k: v.clone() if isinstance(v, Tensor) else v for k, v in example.items()})
@@ -401,12 +408,8 @@ class Network:
             found += [Site(n, role_of(m), None, _n_units(m)) for n, m in self._modules.items() if n]
             found += [Site(f"{n}:in", role_of(m), None, None) for n, m in self._modules.items() if n]
         else:
-            if not self._lock.acquire(blocking=False):
-                raise BusyError(f"{self.name} is answering another question")
-            try:
+            with self._alone():
                 found = self.trace_of().sites(self)
-            finally:
-                self._lock.release()
         matching = [s for s in found if fnmatch.fnmatchcase(s.address, pattern)]
         if ":in" not in pattern:
             matching = [s for s in matching if ":in" not in s.address]
@@ -432,21 +435,26 @@ class Network:
         if first not in whole or sum(e.site == first for e in question.edits) > 1:
             return ()
         if first not in self._cuts:
-            self._cuts[first] = None
-            stubs = order.before(parse(first), self)
-            row = Pass(rows_of(question.inputs, slice(0, 1)), [Set(first, self._first_value(question, first))])
-            with self._quiet(gradients=False):
-                full = self._answer(row, ())
-                try:
-                    short = self._answer(row, stubs) if stubs else None
-                except (RuntimeError, NotImplementedError, ValueError, TypeError, NisslError):
-                    short = (
-                        None  # something behind the site needs what lies before it: no cut here, the full pass is right
-                    )
-            if full is not None and short is not None and full.output is not None and short.output is not None:
-                if not short.output.is_meta and torch.allclose(full.output, short.output, rtol=1e-5, atol=1e-6):
-                    self._cuts[first] = stubs
-        return self._cuts[first] or ()
+            self._cuts[first] = self._tried(first, order.before(parse(first), self), question)
+        return self._cuts[first]
+
+    def _tried(self, site: str, stubs: tuple[nn.Module, ...], question: Pass) -> tuple[nn.Module, ...]:
+        """The stubs, if one row that is cut short at the site comes out as it does in full."""
+        if not stubs:
+            return ()
+        row = Pass(rows_of(question.inputs, slice(0, 1)), [Set(site, self._first_value(question, site))])
+        try:
+            full = self._answer(row)
+            # A module may keep what it computed as an attribute, for another one to take up: let it be outdated.
+            self._answer(Pass({k: _other(v) for k, v in row.inputs.items()}))
+            short = self._answer(row, stubs)
+        except (
+            Exception
+        ):  # something behind the site needs what lies before it; the full pass is right, or raises again
+            return ()
+        if full is None or short is None or full.output is None or short.output is None or short.output.is_meta:
+            return ()
+        return stubs if torch.allclose(full.output, short.output, rtol=1e-5, atol=1e-6) else ()
 
     @staticmethod
     def _first_value(question: Pass, site: str) -> Tensor:
@@ -459,7 +467,8 @@ class Network:
         question = Pass(self.place(inputs))
         if self._example is None:
             self._example = rows_of(question.inputs, slice(0, 1))
-        return self.trace_of(question).embedding
+        with self._alone():
+            return self.trace_of(question).embedding
 
     def dims_of(self, site: str, shape: Sequence[int]) -> tuple[str, ...]:
         """Names of the dimensions of an activation of that shape (without rows) at a site."""
@@ -525,7 +534,7 @@ class Network:
                 digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
                 if value.numel():
                     digest.update(raw_bytes(value))
-        digest.update(f"{self.dtype}{self.autocast}{self._pick if not callable(self._pick) else 'function'}".encode())
+        digest.update(f"{self.dtype}{self.autocast}{self._picked}".encode())
         return digest.hexdigest()
 
     def first_nonfinite(self, question: Pass) -> str | None:
@@ -545,7 +554,7 @@ class Network:
 
         first = self.input_key("input", placed.inputs)
         check("input", placed.inputs[first])
-        with self._quiet(gradients=False), ExitStack() as stack:
+        with self._alone(), self._quiet(gradients=False), ExitStack() as stack:
             for module, name in self._names.items():
                 if name:
                     handle = module.register_forward_hook(lambda m, a, out, name=name: check(name, out))
@@ -606,17 +615,38 @@ class _Predictor(nn.Module):
 
 
 def _identity(model: Any) -> str:
-    """A name for a black box that another process would give it too, where its state can be hashed."""
+    """A name for a function or estimator that another process would give it too, where its state can be hashed."""
     import joblib
 
-    state: Any = model
-    if hasattr(model, "__code__"):
-        cells = tuple(c.cell_contents for c in model.__closure__ or ())
-        state = (model.__qualname__, model.__code__.co_code, repr(model.__code__.co_consts), model.__defaults__, cells)
     try:
-        return str(joblib.hash(state))
-    except Exception:  # not hashable: unique to this process, so answers are not shared with others
+        return str(joblib.hash(_state(model, set())))
+    except Exception:  # not hashable: unique to this object, so answers are not shared with others
         return uuid.uuid4().hex
+
+
+def _state(value: Any, seen: set[int]) -> Any:
+    """Code and everything it refers to, in place of a function; anything else as it is."""
+    if isinstance(value, ModuleType):
+        return value.__name__
+    if isinstance(value, CodeType):
+        return value.co_code, value.co_names, tuple(_state(c, seen) for c in value.co_consts)
+    if not isinstance(value, FunctionType):
+        return value
+    if id(value) in seen:
+        return value.__qualname__
+    seen.add(id(value))
+    if value.__module__.partition(".")[0] in _LIBRARIES:
+        return value.__module__, value.__qualname__
+    kept = [c.cell_contents for c in value.__closure__ or ()]
+    used = [value.__globals__[k] for k in _names_in(value.__code__) if k in value.__globals__]
+    parts = [*kept, *used, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+    return value.__qualname__, _state(value.__code__, seen), [_state(p, seen) for p in parts]
+
+
+def _names_in(code: CodeType) -> list[str]:
+    """Names that code, and code within it, refers to."""
+    inner = [n for c in code.co_consts if isinstance(c, CodeType) for n in _names_in(c)]
+    return sorted({*code.co_names, *inner})
 
 
 def _n_units(module: nn.Module) -> int | None:
@@ -625,6 +655,17 @@ def _n_units(module: nn.Module) -> int | None:
         if isinstance(value, int):
             return value
     return None
+
+
+def _tensors(held: Mapping[str, Tensor | None]) -> list[tuple[str, Tensor]]:
+    return [(k, b.detach()) for k, b in held.items() if b is not None]
+
+
+def _other(value: Any) -> Any:
+    """Another input of the same form."""
+    if not isinstance(value, Tensor):
+        return value
+    return 1 - value / 2 if value.is_floating_point() else value.flip(-1)
 
 
 def _near(name: str, names: list[str], k: int = 3) -> list[str]:
