@@ -1,6 +1,6 @@
 """Backward rules: how gradients flow through any torch module, without changing it."""
 
-from nissl.network.rules.mode import RuleMode, is_activation_module
+from nissl.network.rules.mode import RuleMode, is_activation_module, unmark
 from nissl.network.rules.sets import (
     COMPOSITES,
     AttnLRP,
@@ -10,7 +10,6 @@ from nissl.network.rules.sets import (
     RelP,
     Rescale,
     Rules,
-    unmark,
 )
 
 __all__ = [

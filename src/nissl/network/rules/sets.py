@@ -9,10 +9,28 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from nissl.errors import InputError, RuleError
 from nissl.network.rules import operations as op
-from nissl.network.rules.mode import RuleMode, depends, rewire, scaled, stabilised, tensors_in, valued
+from nissl.network.rules.mode import (
+    RANK,
+    RuleMode,
+    argument,
+    carriers,
+    depends,
+    each,
+    held_as,
+    hold,
+    mark_of,
+    operands,
+    put_mark,
+    replaced,
+    rewire,
+    scaled,
+    stabilised,
+    valued,
+)
 
 COMPOSITES = (
     "epsilon", "epsilon_plus", "epsilon_plus_flat", "epsilon_plus_wsquare", "epsilon_alpha2_beta1",
@@ -93,21 +111,18 @@ class _ReluMode(RuleMode):
         return super().__enter__()
 
     def activation(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        x = args[0] if args else kwargs["input"]
-        is_relu = name in op.RELU or (name in ("clamp", "clamp_min", "clip") and _low(args, kwargs) == 0)
-        is_relu = is_relu or (name in ("hardtanh",) and _low(args, kwargs, -1.0) == 0)
-        if not is_relu:
+        if not _is_relu(name, args, kwargs):
             return func(*args, **kwargs)
         self.met["relu"] += 1
-        y = func(*_detached(args), **kwargs)
+        x = argument(args, kwargs, 0, "input")
+        with torch.no_grad():
+            y = func(*args, **kwargs)
         if not self.masked:
             return rewire(y, lambda g: g.clamp(min=0), x)
         passes = (x.detach() > 0) & (x.detach() == y)  # x == y: not cut off from above (ReLU6)
         return rewire(y, lambda g: g.clamp(min=0) * passes, x)
 
     def unknown(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        if name.startswith(("native_multi", "transformer_encoder", "quantized")):
-            raise RuleError(f"{self.name} cannot see the activations inside the fused call {name!r}")
         return func(*args, **kwargs)
 
     def finished(self) -> None:
@@ -116,67 +131,161 @@ class _ReluMode(RuleMode):
             raise RuleError(f"{self.name} changes ReLUs only, and the forward pass met none")
 
 
-def _low(args: Any, kwargs: dict[str, Any], default: Any = None) -> Any:
-    low = args[1] if len(args) > 1 else kwargs.get("min_val", kwargs.get("min", default))
-    return low if isinstance(low, (int, float)) else default
+def _is_relu(name: str, args: Any, kwargs: dict[str, Any]) -> bool:
+    if name in op.RELU:
+        return True
+    if name == "threshold":
+        return argument(args, kwargs, 1, "threshold") == 0 and argument(args, kwargs, 2, "value") == 0
+    low = None
+    if name == "hardtanh":
+        low = argument(args, kwargs, 1, "min_val", -1.0)
+    elif name in ("clamp", "clamp_min"):
+        low = argument(args, kwargs, 1, "min")
+    return isinstance(low, (int, float)) and low == 0
 
 
-def _detached(args: Any) -> Any:
-    return tuple(
-        a.detach() if isinstance(a, Tensor) else _detached(a) if isinstance(a, (tuple, list)) else a for a in args
-    )
+# Inputs of an activation closer to zero than this take the ratio f(x) / x there.
+_NEAR_ZERO = 1e-6
 
 
 class _ConservingMode(RuleMode):
-    """What LRP, RelP and AttnLRP share: identity rule, half rule, constant scales, expanded norms."""
+    """What LRP, RelP and AttnLRP share: identity rule, half rule, constant gates and scales, expanded norms.
 
-    constant_softmax = False
+    Gates and scales are constant where they multiply or divide a signal. What is not used so stays what it is: a
+    sigmoid then follows the identity rule, and relevance that reaches a scale (the root of a variance, say) raises.
+
+    Parameters
+    ----------
+    name : str
+    norm, identity, half, attention : bool
+        Which rules are on; where one is off, the plain gradient flows. `attention` holds softmax constant.
+    """
+
+    def __init__(
+        self, name: str, norm: bool = True, identity: bool = True, half: bool = True, attention: bool = True
+    ) -> None:
+        super().__init__(name)
+        self.norms, self.identity, self.half, self.attention = norm, identity, half, attention
+
+    def _constant(self, kind: str | None) -> bool:
+        return {"norm": self.norms, "softmax": self.attention}.get(str(kind), self.identity)
+
+    def structure(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        out = func(*args, **kwargs)
+        kinds = [held_as(t) for t in carriers(args, kwargs)]
+        return hold(out, min(kinds, key=RANK.__getitem__)) if all(kinds) else out
 
     def activation(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        if name in (*op.RELU, "leaky_relu", "abs", "absolute"):
-            return func(*args, **kwargs)  # f(x) / x is the gradient
-        x = args[0] if args else kwargs["input"]
-        rest = args[1:] if args else ()
-        other = {k: v for k, v in kwargs.items() if k != "input"}
-        flat = x.detach()
-        y = func(flat, *rest, **other)
-        tiny = 1e-6 if x.dtype in (torch.float64, torch.float32) else 1e-3
-        ratio = torch.where(flat.abs() > tiny, y / stabilised(flat, 1e-30 if x.dtype == torch.float64 else 1e-20), 0.0)
-        near = flat.abs() <= tiny
-        if bool(near.any()):  # the limit of f(x) / x at 0 is the slope there (where f(0) = 0)
-            with torch.enable_grad():
-                z = flat.clone().requires_grad_()
-                slope = torch.autograd.grad(func(z, *rest, **other).sum(), z)[0]
-            ratio = torch.where(near, slope, ratio)
+        carrying = carriers(args, kwargs)
+        if name in op.LIMITS and len(carrying) == 1 and held_as(carrying[0]):
+            return hold(func(*args, **kwargs), held_as(carrying[0]))
+        if name in op.HOMOGENEOUS or not self.identity:  # f(x) / x is the gradient
+            out = func(*args, **kwargs)
+        else:
+            out = self._ratio(name, func, args, kwargs)
+        return hold(out, "tanh") if name in ("tanh", "erf") else out
+
+    def _ratio(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Identity rule: x f(x) / x with f(x) / x constant."""
+        carrying = carriers(args, kwargs)
+        if len(carrying) != 1 or (args and args[0] is not carrying[0]):
+            return self.unknown(name, func, args, kwargs)
+        x = carrying[0]
+        with torch.no_grad():
+            y = func(*args, **kwargs)
+            point = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x.detach()
+            near = torch.where(point < 0, -_NEAR_ZERO, _NEAR_ZERO).to(point.dtype)
+            point = torch.where(point.abs() < _NEAR_ZERO, near, point)
+            ratio = (func(*replaced(args, x, point), **replaced(kwargs, x, point)) / point).to(y.dtype)
         return rewire(y, lambda g: g * ratio, x)
 
     def gate(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        return func(*_detached(args), **kwargs)
+        self.met["gate"] += 1
+        out = self._ratio(name, func, args, kwargs) if self.identity else func(*args, **kwargs)
+        return hold(out, "gate")
 
-    def softmax(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        return func(*_detached(args), **kwargs) if self.constant_softmax else func(*args, **kwargs)
+    def exponential(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        out = func(*args, **kwargs)
+        return hold(self.refuse(out, name) if self.identity else out, "gate")
+
+    def power(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        x, exponent = argument(args, kwargs, 0, "input"), argument(args, kwargs, 1, "exponent", 2)
+        growing = isinstance(exponent, (int, float)) and exponent >= 1
+        if growing and depends(x) and held_as(x) is None:
+            return self._ratio(name, func, args, kwargs) if self.norms and self.identity else func(*args, **kwargs)
+        return self.scale(name, func, args, kwargs)
 
     def scale(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        if name == "rsqrt":
-            self.met["norm"] += 1
-        return func(*_detached(args), **{k: v.detach() if isinstance(v, Tensor) else v for k, v in kwargs.items()})
+        out = func(*args, **kwargs)
+        if name in ("var_mean", "std_mean"):
+            spread, mean = out
+            return hold(self.refuse(spread, name) if self.norms else spread, "norm"), mean
+        return hold(each(out, lambda t: self.refuse(t, name)) if self.norms else out, "norm")
+
+    def softmax(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        out = func(*args, **kwargs)
+        return hold(self.refuse(out, "softmax"), "softmax") if self.attention else out
+
+    def unknown(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        out = super().unknown(name, func, args, kwargs)
+        kinds = [held_as(t) for t in carriers(args, kwargs)]
+        return hold(out, kinds[0]) if all(kinds) else out
 
     def product(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        first, second = carriers(args, kwargs)[:2]
+        kinds = held_as(first), held_as(second)
+        if RANK[kinds[0]] != RANK[kinds[1]]:
+            if RANK[kinds[0]] < RANK[kinds[1]]:
+                first, kinds = second, (kinds[1], kinds[0])
+            return self._gated(func, args, kwargs, first, *kinds)
+        if kinds[0] in ("norm", "softmax"):
+            out = self.unknown(name, func, args, kwargs) if self._constant(kinds[0]) else func(*args, **kwargs)
+            return hold(out, kinds[0])
+        if len(carriers(args, kwargs)) > 2:
+            return self.unknown(name, func, args, kwargs)
+        self.met["product" if name == "mul" else "matrix_product"] += 1
         out = func(*args, **kwargs)
-        return scaled(out, torch.tensor(0.5, dtype=out.dtype, device=out.device))
+        # With both factors at half their gradient, the relevance of each is half of the product's.
+        if self.half and (name == "mul" or self.halves_matrices):
+            out = scaled(out, 0.5)
+        return hold(out, kinds[0]) if kinds[0] else out
+
+    halves_matrices = True
+
+    def _gated(
+        self, func: Any, args: Any, kwargs: dict[str, Any], gate: Tensor, kind: str | None, signal: str | None
+    ) -> Any:
+        """A product or quotient in which one factor is a gate or a scale; `signal` is the kind of the other."""
+        if kind == "norm":
+            self.met["norm"] += 1
+        if self._constant(kind):
+            args, kwargs = replaced(args, gate, gate.detach()), replaced(kwargs, gate, gate.detach())
+        out = func(*args, **kwargs)
+        return hold(out, signal) if signal else out
 
     def division(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        first, second = (args[1], args[0]) if name in ("rtruediv", "rdiv") else (args[0], args[1])
-        if depends(second):
-            second = second.detach()
-        if depends(first):
-            return self.structure("mul", torch.div, (first, second), kwargs)
-        return torch.div(first, second, **kwargs)
+        above, below = operands(args, kwargs)
+        if name == "rdiv":
+            above, below = below, above
+        if kwargs.get("rounding_mode") is not None:
+            return self.unknown(name, func, args, kwargs)
+        if not depends(below):
+            return self.structure(name, func, args, kwargs)
+        kind, signal = held_as(below), held_as(above)
+        if depends(above) and RANK[kind] > RANK[signal]:
+            return self._gated(func, args, kwargs, below, kind, signal)
+        if kind is None or self._constant(kind):
+            return self.unknown(name, func, args, kwargs)
+        return hold(func(*args, **kwargs), kind)
 
     def norm(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        x = args[0] if args else kwargs["input"]
-        y = func(*_detached(args), **{k: v.detach() if isinstance(v, Tensor) else v for k, v in kwargs.items()})
-        return valued(y, _norm_graph(name, x, args, kwargs))
+        if not self.norms:
+            return func(*args, **kwargs)
+        if len(carriers(args, kwargs)) != 1:
+            return self.unknown(name, func, args, kwargs)
+        with torch.no_grad():
+            y = func(*args, **kwargs)
+        return valued(y, _norm_graph(name, argument(args, kwargs, 0, "input"), args, kwargs))
 
 
 def _norm_graph(name: str, x: Tensor, args: Any, kwargs: dict[str, Any]) -> Tensor:
@@ -185,6 +294,9 @@ def _norm_graph(name: str, x: Tensor, args: Any, kwargs: dict[str, Any]) -> Tens
     def arg(i: int, key: str, default: Any = None) -> Any:
         return args[i] if len(args) > i else kwargs.get(key, default)
 
+    kept = x.dtype
+    if kept in (torch.float16, torch.bfloat16):
+        return _norm_graph(name, x.float(), args, kwargs).to(kept)
     if name == "normalize":
         p, dim, eps = arg(1, "p", 2.0), arg(2, "dim", 1), arg(3, "eps", 1e-12)
         return x / x.detach().norm(p, dim, keepdim=True).clamp_min(eps)
@@ -223,15 +335,34 @@ def _norm_graph(name: str, x: Tensor, args: Any, kwargs: dict[str, Any]) -> Tens
 class RelP(Rules):
     """Relevance patching: softmax and norms constant, identity rule for activations, halves for products.
 
+    Linear layers keep the plain gradient. With all four rules on and no biases, relevance is conserved.
+
+    Parameters
+    ----------
+    norm : bool, default True
+        LN-rule: the scale of a normalisation is constant.
+    identity : bool, default True
+        Activations f hand on x f(x) / x with f(x) / x constant, and gates are constant.
+    half : bool, default True
+        Products of two activations give half to each.
+    attention : bool, default True
+        AH-rule: softmax is constant, so relevance goes through the values alone. The authors' released code leaves it
+        off; then softmax and the matrix products around it keep the plain gradient.
+
     References
     ----------
     Rezaei Jafari, Eberle, Khakzar, Nanda: RelP (2025).
     """
 
+    norm: bool = True
+    identity: bool = True
+    half: bool = True
+    attention: bool = True
+
     def mode(self) -> RuleMode:
         """See `Rules.mode`."""
-        mode = _ConservingMode(self.name)
-        mode.constant_softmax = True
+        mode = _ConservingMode(self.name, self.norm, self.identity, self.half, self.attention)
+        mode.halves_matrices = self.attention
         return mode
 
 
@@ -246,7 +377,7 @@ class AttnLRP(Rules):
 
     def mode(self) -> RuleMode:
         """See `Rules.mode`."""
-        return _ConservingMode(self.name)
+        return _ConservingMode(self.name, attention=False)
 
 
 @dataclass(frozen=True)
@@ -257,33 +388,35 @@ class LRPRules(Rules):
     ----------
     composite : str, default "epsilon_plus"
         ``epsilon`` everywhere, or ``epsilon`` for dense layers and for convolutions z+ (``epsilon_plus``), alpha-beta
-        (``epsilon_alpha2_beta1``) or gamma (``epsilon_gamma``); ``_flat``, ``_wsquare`` and ``_box`` name the rule of the first layer.
+        (``epsilon_alpha2_beta1``) or gamma (``epsilon_gamma``); ``_flat``, ``_wsquare`` and ``_box`` name the
+        rule of the first layer.
     epsilon : float, default 1e-6
         Also the stabiliser of all other rules.
     gamma : float, default 0.25
-    low, high : float, optional
-        Smallest and largest possible input, for the box rule.
-    merging : {"zennit", "exact"}, default "zennit"
+    low, high : float or sequence with one number a channel, optional
+        Smallest and largest possible input of the first layer, for the box rule.
+    merging : {"exact", "zennit"}, default "exact"
         Batch norm behind a convolution or dense layer is merged with it. zennit leaves a batch norm of unit variance
         behind, which still divides by sqrt(1 + eps): 5e-6 for torch's default eps, 5e-4 for the 1e-3 of some networks.
-        The default repeats that, so that numbers agree; ``exact`` leaves the forward pass as it is.
+        ``exact`` leaves the forward pass as it is; ``zennit`` repeats the division, so that numbers agree, and is the
+        only setting that changes what a network gives out.
 
     Notes
     -----
-    Average pooling is normalised by its output, max
-    pooling follows the gradient; biases take part in all rules. Rules for what transformers add are those of AttnLRP.
+    Average pooling is normalised by its output, max pooling follows the gradient; biases take part in all rules.
+    Normalisations, gates, softmax and products of activations are treated as in RelP.
 
     References
     ----------
-    Bach et al. (2015); Montavon et al.: Layer-wise relevance propagation, an overview (2019); Kohlbrenner et al. (2020).
+    Bach et al. (2015); Montavon et al.: Layer-wise relevance propagation (2019); Kohlbrenner et al. (2020).
     """
 
     composite: str = "epsilon_plus"
     epsilon: float = 1e-6
     gamma: float = 0.25
-    low: float | None = None
-    high: float | None = None
-    merging: str = "zennit"
+    low: Any = None
+    high: Any = None
+    merging: str = "exact"
 
     def __post_init__(self) -> None:
         if self.merging not in ("zennit", "exact"):
@@ -292,11 +425,21 @@ class LRPRules(Rules):
             raise InputError(f"composite={self.composite!r}: choose among {', '.join(COMPOSITES)}")
         if not self.epsilon > 0 or not self.gamma >= 0:
             raise InputError(f"epsilon must be above 0 and gamma at least 0; got {self.epsilon}, {self.gamma}")
-        if self.composite.endswith("_box"):
-            if self.low is None or self.high is None or not self.low < self.high:
-                raise InputError(
-                    f"the box rule needs the smallest and largest possible input, low < high; got {self.low}, {self.high}"
-                )
+        if not self.composite.endswith("_box"):
+            if not (self.low is None and self.high is None):
+                raise InputError(f"low= and high= belong to composites with _box, not to {self.composite}")
+            return
+        low, high = _bounds(self.low), _bounds(self.high)
+        if len(low) != len(high) and 1 not in (len(low), len(high)):
+            raise InputError(f"low has {len(low)} channels and high has {len(high)}")
+        n = max(len(low), len(high))
+        pairs = zip(low * (n // len(low)), high * (n // len(high)), strict=True)
+        if not all(a < b for a, b in pairs):
+            raise InputError(
+                f"the box rule needs the smallest and largest possible input, low < high; got {self.low}, {self.high}"
+            )
+        for name, bounds in (("low", low), ("high", high)):
+            object.__setattr__(self, name, bounds[0] if len(bounds) == 1 else bounds)
 
     @property
     def relevance_at_input(self) -> bool:
@@ -308,37 +451,96 @@ class LRPRules(Rules):
         return _LRPMode(self)
 
 
-_MARK = "_nissl_layer"
+def _bounds(value: Any) -> tuple[float, ...]:
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    values = (value,) if isinstance(value, (int, float)) else value
+    if not isinstance(values, (tuple, list)) or not values or not all(isinstance(v, (int, float)) for v in values):
+        raise InputError(f"the box rule needs low= and high=, a number or one number a channel; got {value!r}")
+    return tuple(float(v) for v in values)
 
 
-def unmark(t: Tensor) -> None:
-    """Forget which layer made a tensor, so that a batch norm behind it is not merged past it."""
-    if hasattr(t, _MARK):
-        delattr(t, _MARK)
+# Operations that say themselves what they do with a tensor before the first layer.
+_RAW = op.REARRANGING | op.LAYERS | {"add", "sub", "rsub", "neg", "mul", "div", "batch_norm", "glu", "lerp"}
+_ARITHMETIC = op.words("add sub rsub neg mul div")
 
 
 class _LRPMode(_ConservingMode):
+    """Composites: `_ConservingMode` with rules for layers, the first layer, batch norm and average pooling.
+
+    With a special first layer, what lies between the input and that layer is raw: relevance stays with its pixel,
+    whatever the pixel is scaled by. A raw tensor that goes anywhere else than into a layer has relevance tensor times
+    gradient.
+    """
+
     def __init__(self, rules: LRPRules) -> None:
         super().__init__(f"LRP {rules.composite}")
         self.rules = rules
-        self.first = True
+        self.special = rules.relevance_at_input
+
+    def _raw(self, t: Tensor) -> bool:
+        # Unlike the other marks, this one outlives changes in place: a view or copy of the input stays one.
+        mark = getattr(t, "_nissl_mark", None)
+        return self.special and t.requires_grad and (t.is_leaf or (mark is not None and mark.raw))
+
+    def handle(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        if self.special and name not in _RAW:
+            args, kwargs = self._leave_input(args, kwargs)
+        return super().handle(name, func, args, kwargs)
+
+    def _leave_input(self, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        for t in {id(t): t for t in carriers(args, kwargs) if self._raw(t)}.values():
+            value = t.detach().clone()
+            signal = rewire(value.clone(), lambda g, value=value: g * value, t)
+            args, kwargs = replaced(args, t, signal), replaced(kwargs, t, signal)
+        return args, kwargs
 
     def structure(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        arithmetic = name in ("add", "radd", "sub", "subtract", "rsub", "mul", "multiply", "rmul", "div")
-        if self.first and self.rules.relevance_at_input and arithmetic:
-            dependent = [t for t in tensors_in([*args, *kwargs.values()]) if t.requires_grad]
-            if len(dependent) == 1:  # normalisation inside the network: the same picture in other numbers
-                y = func(*_detached(args), **kwargs)
-                if y.shape == dependent[0].shape:
-                    return rewire(y, lambda g: g, dependent[0])
-        return func(*args, **kwargs)
+        if not self.special:
+            return super().structure(name, func, args, kwargs)
+        carrying = carriers(args, kwargs)
+        if not all(self._raw(t) for t in carrying) or (name not in op.REARRANGING and len(carrying) > 1):
+            return super().structure(name, func, *self._leave_input(args, kwargs))
+        out = func(*args, **kwargs)
+        if name in _ARITHMETIC:
+            out = rewire(out.detach(), lambda g: g, carrying[0].expand_as(out))
+        each(out, lambda t: put_mark(t, raw=True) or t)
+        return out
+
+    def write(self, func: Any, args: Any, kwargs: dict[str, Any], target: Tensor) -> Any:
+        values = [t for t in carriers(args, kwargs) if t is not target]
+        raw, raw_target = any(self._raw(t) for t in values), self._raw(target)
+        if raw_target and values and not raw:
+            raise RuleError(f"{self.name}: the network writes an activation into its own input, which has no rule")
+        raw = raw and (raw_target or not target.requires_grad)
+        if not raw:
+            args, kwargs = self._leave_input(args, kwargs) if not raw_target else (args, kwargs)
+        kinds = [held_as(t) for t in (*values, *([target] if target.requires_grad else []))]
+        out = func(*args, **kwargs)
+        put_mark(target, kinds[0] if kinds and all(kinds) else None, raw or raw_target)
+        return out
+
+    def overwrite(self, target: Tensor, out: Tensor) -> Tensor:
+        mark = mark_of(out)
+        if self._raw(target) and target._is_view() and not (mark is not None and mark.raw):
+            raise RuleError(f"{self.name}: the network writes an activation over a part of its own input")
+        return super().overwrite(target, out)
+
+    def division(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        below = operands(args, kwargs)[1 if name == "div" else 0]
+        if self.special and depends(below):
+            args, kwargs = self._leave_input(args, kwargs)
+        return super().division(name, func, args, kwargs)
+
+    def product(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        return super().product(name, func, *self._leave_input(args, kwargs))
 
     def average_pool(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         y = func(*args, **kwargs)
         return scaled(y, y.detach() / stabilised(y.detach(), self.rules.epsilon))
 
     def linear_map(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        self.first = False
+        self.met["linear_map"] += 1
         y = func(*args, **kwargs)
         return scaled(y, y.detach() / stabilised(y.detach(), self.rules.epsilon))
 
@@ -347,16 +549,20 @@ class _LRPMode(_ConservingMode):
         x, w, b = held.pop("input"), held.pop("weight"), held.pop("bias", None)
         rest = args[3:]
         if depends(w) or depends(b):
-            return self.unknown(name, func, args, kwargs)
+            if name != "linear":
+                return self.unknown(name, func, *self._leave_input(args, kwargs))
+            with self:
+                y = torch.matmul(x, w.transpose(-1, -2))
+                return y if b is None else y + b
 
         def apply(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
             return func(x, w, b, *rest, **held)
 
-        first, self.first = self.first, False
+        self.met["first" if self._raw(x) else "layer"] += 1
         y = apply(x.detach(), w, b)
-        out = self._ruled(name, apply, x, w, b, y, first)
-        if not name.startswith("conv_transpose"):
-            setattr(out, _MARK, (name, apply, x, w, b, first))
+        out = self._ruled(name, apply, x, w, b, y)
+        groups = argument(args, kwargs, 6, "groups", 1) if name.startswith("conv_transpose") else None
+        put_mark(out, layer=(name, apply, x, x._version, w, b, groups))
         return out
 
     def batch_norm(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -364,20 +570,33 @@ class _LRPMode(_ConservingMode):
         held = dict(zip(keys, args, strict=False)) | kwargs
         t, mean, var = held["input"], held["running_mean"], held["running_var"]
         if held.get("training", False) or mean is None or var is None:
-            return self.unknown("batch_norm", func, args, kwargs)
-        mark = getattr(t, _MARK, None)
-        if mark is None:
+            return self.unknown("batch_norm", func, *self._leave_input(args, kwargs))
+        if len(carriers(args, kwargs)) > 1:
+            return self.unknown("batch_norm", func, *self._leave_input(args, kwargs))
+        if self._raw(t):
+            out = rewire(func(*args, **kwargs).detach(), lambda g: g, t)
+            put_mark(out, raw=True)
+            return out
+        mark = mark_of(t)
+        if mark is None or mark.layer is None:
             return func(*args, **kwargs)
-        name, apply, x, w, b, first = mark
+        name, apply, x, version, w, b, groups = mark.layer
+        if x._version != version:
+            return func(*args, **kwargs)
         scale = (var + held.get("eps", 1e-5)).rsqrt()
         if held.get("weight") is not None:
             scale = scale * held["weight"]
         shift = -mean * scale if held.get("bias") is None else held["bias"] - mean * scale
-        merged_w = w * scale.reshape(-1, *[1] * (w.ndim - 1))
+        if groups is None:
+            merged_w = w * scale.reshape(-1, *[1] * (w.ndim - 1))
+        else:  # transposed: outputs lie along the second dimension, group after group along the first
+            split = w.reshape(groups, -1, *w.shape[1:])
+            merged_w = (split * scale.reshape(groups, 1, -1, *[1] * (w.ndim - 2))).reshape(w.shape)
         merged_b = shift if b is None else b * scale + shift
-        y = func(*_detached(args), **{k: v.detach() if isinstance(v, Tensor) else v for k, v in kwargs.items()})
+        with torch.no_grad():
+            y = func(*args, **kwargs)
         value = y / (1 + held.get("eps", 1e-5)) ** 0.5 if self.rules.merging == "zennit" else y
-        return self._ruled(name, apply, x, merged_w, merged_b, value, first, y)
+        return self._ruled(name, apply, x, merged_w, merged_b, value, y)
 
     def _ruled(
         self,
@@ -387,15 +606,15 @@ class _LRPMode(_ConservingMode):
         w: Tensor,
         b: Tensor | None,
         y: Tensor,
-        first: bool,
         z: Tensor | None = None,
     ) -> Tensor:
         """The value y with the composite's rule; z is what the layer gives where that is not y."""
         composite, eps = self.rules.composite, self.rules.epsilon
-        flat = x.detach()
+        out, first, dense = y.clone(), self._raw(x), name == "linear"  # the network may write over `out`, not over y
+        flat = x.detach()  # may be written over as well: the backward pass reads no values of it, only copies
 
         def sent(terms: list[tuple[Tensor, Tensor, Tensor | None]], mask: Tensor | None = None) -> Any:
-            """Backward function of R -> coefficients: R over the summed outputs of the terms, sent back through each."""
+            """Backward function of R: R over the summed outputs of the terms, sent back through each."""
 
             def send(relevance: Tensor) -> list[Tensor]:
                 outs, ins = [], []
@@ -412,12 +631,13 @@ class _LRPMode(_ConservingMode):
             return send
 
         if first and self.rules.relevance_at_input:
-            return rewire(y, self._first(apply, flat, w, b, y, sent), x)
-        if name == "linear" or composite == "epsilon":
+            return rewire(out, self._first(apply, flat.clone(), w, b, y, sent), x)
+        if dense or composite == "epsilon":
             factor = y / stabilised(y if z is None else z, eps)
-            return rewire(y, lambda g: _vjp(apply, flat, w, b, g * factor), x)
+            return rewire(out, lambda g: g * factor, apply(x, w, b))
         positive, negative = flat.clamp(min=0), flat.clamp(max=0)
-        one_sided = bool((flat >= 0).all())
+        is_positive = flat >= 0
+        one_sided = bool(is_positive.all())  # as after a ReLU: half of the work falls away
         zero = None if b is None else torch.zeros_like(b)
         w_plus, w_minus = w.clamp(min=0), w.clamp(max=0)
         b_plus, b_minus = (None, None) if b is None else (b.clamp(min=0), b.clamp(max=0))
@@ -431,21 +651,21 @@ class _LRPMode(_ConservingMode):
 
             def coefficient(relevance: Tensor) -> Tensor:
                 found = send(relevance)
-                return found[0] if one_sided else torch.where(flat >= 0, found[0], found[1])
+                return found[0] if one_sided else torch.where(is_positive, found[0], found[1])
 
             return coefficient
 
         if composite.startswith("epsilon_plus"):
             plus = pair(w_plus, b_plus, w_minus)
-            return rewire(y, lambda g: plus(y * g), x)
+            return rewire(out, lambda g: plus(y * g), x)
         if composite.startswith("epsilon_alpha2_beta1"):
             plus, minus = pair(w_plus, b_plus, w_minus), pair(w_minus, b_minus, w_plus)
-            return rewire(y, lambda g: 2 * plus(y * g) - minus(y * g), x)
+            return rewire(out, lambda g: 2 * plus(y * g) - minus(y * g), x)
         gamma = self.rules.gamma
         up, down = w + gamma * w_plus, w + gamma * w_minus
         b_up, b_down = (None, None) if b is None else (b + gamma * b.clamp(min=0), b + gamma * b.clamp(max=0))
         rising, falling = pair(up, b_up, down, y > 0), pair(down, b_down, up, y < 0)
-        return rewire(y, lambda g: rising(y * g) + falling(y * g), x)
+        return rewire(out, lambda g: rising(y * g) + falling(y * g), x)
 
     def _first(self, apply: Any, x: Tensor, w: Tensor, b: Tensor | None, y: Tensor, sent: Any) -> Any:
         """Rule of the first layer: gives back the relevance of the input itself."""
@@ -455,8 +675,7 @@ class _LRPMode(_ConservingMode):
             weights = torch.ones_like(w) if self.rules.composite.endswith("_flat") else w.square()
             send = sent([(torch.ones_like(x), weights, zero)])
             return lambda g: send(y * g)[0]
-        assert self.rules.low is not None and self.rules.high is not None
-        low, high = torch.full_like(x, self.rules.low), torch.full_like(x, self.rules.high)
+        low, high = (self._spread(v, x, w) for v in (self.rules.low, self.rules.high))
         w_plus, w_minus = w.clamp(min=0), w.clamp(max=0)
         b_plus, b_minus = (None, None) if b is None else (b.clamp(min=0), b.clamp(max=0))
 
@@ -471,6 +690,16 @@ class _LRPMode(_ConservingMode):
 
         return box
 
+    @staticmethod
+    def _spread(bound: Any, x: Tensor, w: Tensor) -> Tensor:
+        """A bound in the shape of the input; of several channels, along that dimension."""
+        if not isinstance(bound, tuple):
+            return torch.full_like(x, bound)
+        channel = x.ndim + 1 - w.ndim  # the last one of a dense layer, that before the picture of a convolution
+        if x.shape[channel] != len(bound):
+            raise RuleError(f"the box has {len(bound)} channels and the first layer takes {x.shape[channel]}")
+        return x.new_tensor(bound).reshape(-1, *[1] * (x.ndim - channel - 1)).expand_as(x)
+
 
 def _vjp(apply: Any, x: Tensor, w: Tensor, b: Tensor | None, g: Tensor) -> Tensor:
     with torch.enable_grad():
@@ -482,8 +711,8 @@ def _vjp(apply: Any, x: Tensor, w: Tensor, b: Tensor | None, g: Tensor) -> Tenso
 class Rescale(Rules):
     """DeepLIFT's rescale rule: slopes between an input and its baseline instead of gradients.
 
-    Rows come in pairs (x, baseline). The gradients at the rows of x are DeepLIFT's multipliers, complete up to rounding:
-    their product with x - baseline sums to f(x) - f(baseline).
+    Rows come in pairs (x, baseline). The gradients at the rows of x are DeepLIFT's multipliers, complete up to
+    rounding: their product with x - baseline sums to f(x) - f(baseline).
 
     References
     ----------
@@ -497,98 +726,144 @@ class Rescale(Rules):
         return _RescaleMode(self.name)
 
 
+# May move or mix rows in ways that the shape does not tell.
+_MAY_MIX = op.words(
+    """
+    flip flipud rot90 roll cumsum index_select gather index scatter scatter_add index_add index_copy
+    masked_scatter take take_along_dim as_strided stack get_H max min amax amin maximum minimum
+    """
+)
+_MOVING = op.words("transpose permute movedim t get_T get_mT adjoint")
+
+
 class _RescaleMode(RuleMode):
+    """Multipliers between the two rows of each pair; rows must stay in the first dimension."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.rows: int | None = None
+
     def handle(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        if self.rows is None:
+            first = carriers(args, kwargs)[0]
+            self.rows = first.shape[0] if first.ndim else 1
+            if self.rows % 2:
+                raise RuleError(f"{self.name} takes rows in pairs (input, baseline); got {self.rows} rows")
+        out = self._handle(name, func, args, kwargs)
+        where = " (which moves rows out of the first dimension)"
+        return each(out, lambda t: t if self._paired(t) else self.refuse(t, name, where))
+
+    def _handle(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if name in op.MAX_POOLS:
-            self.met["max_pool"] += 1
-            return self.max_pool(func, args, kwargs)
-        if name in op.ELEMENTWISE and sum(map(depends, tensors_in([*args, *kwargs.values()]))) == 1:
-            self.met["activation"] += 1
+            return self.max_pool(name, func, args, kwargs)
+        if name in op.ELEMENTWISE:
             return self.activation(name, func, args, kwargs)
-        if name in ("max", "min", "amax", "amin", "maximum", "minimum", "fmax", "fmin"):
+        if name in _MOVING:
+            out, x = func(*args, **kwargs), carriers(args, kwargs)[0]
+            stays = out.ndim and out.shape[0] == x.shape[0] and out.stride(0) == x.stride(0)
+            return out if stays else self.refuse(out, name, " (which moves rows out of the first dimension)")
+        if name in _MAY_MIX:
             return self.unknown(name, func, args, kwargs)
         return super().handle(name, func, args, kwargs)
 
-    def _pairs(self, t: Tensor, name: str) -> tuple[Tensor, Tensor]:
-        if t.shape[0] % 2:
-            raise RuleError(
-                f"{self.name}: the pairs of input and baseline are lost before {name!r} (shape {tuple(t.shape)})"
-            )
-        return t[0::2], t[1::2]
+    def _paired(self, t: Tensor) -> bool:
+        return t.ndim > 0 and t.shape[0] == self.rows
 
     def activation(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        at = next(i for i, a in enumerate(args) if depends(a)) if any(map(depends, args)) else -1
-        if at < 0:
-            args, kwargs = (kwargs["input"],), {k: v for k, v in kwargs.items() if k != "input"}
-            at = 0
-        x = args[at]
-
-        def f(z: Tensor) -> Tensor:
-            return func(*args[:at], z, *args[at + 1 :], **kwargs)
-
-        flat = x.detach()
-        with torch.enable_grad():
-            z = flat.clone().requires_grad_()
-            y = f(z)
-            slope = torch.autograd.grad(y.sum(), z)[0]
-        y = y.detach()
-        (x1, x0), (y1, y0) = self._pairs(flat, name), self._pairs(y, name)
-        dx = x1 - x0
-        small = dx.abs() < 1e-7
-        m = torch.where(small, slope[0::2], (y1 - y0) / torch.where(small, 1.0, dx))
-        return rewire(y, lambda g: g * m.repeat_interleave(2, 0), x)
+        carrying = carriers(args, kwargs)
+        x = carrying[0]
+        others = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t is not x]
+        if len(carrying) > 1 or not self._paired(x) or any(t.ndim and t.shape[0] == self.rows for t in others):
+            return self.unknown(name, func, args, kwargs)
+        self.met["activation"] += 1
+        with torch.no_grad():
+            y = func(*args, **kwargs)
+        above, below = x.detach()[0::2], x.detach()[1::2]
+        step = above - below
+        # Nearer than this, rounding spoils the quotient more than curvature spoils the derivative.
+        near = step.abs() <= torch.finfo(x.dtype).eps ** (2 / 3) * torch.maximum(above.abs(), below.abs())
+        slope = (y[0::2] - y[1::2]) / torch.where(near, 1, step)
+        if bool(near.any()):
+            with torch.enable_grad():
+                middle = ((above + below) / 2).requires_grad_()
+                inner = func(*replaced(args, x, middle), **replaced(kwargs, x, middle))
+                (derivative,) = torch.autograd.grad(inner.sum(), middle)
+            slope = torch.where(near, derivative, slope)
+        slope = slope.repeat_interleave(2, 0)
+        return rewire(y, lambda g: g * slope, x)
 
     gate = activation
 
-    def max_pool(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        x = args[0] if args else kwargs["input"]
-        rest = args[1:] if args else ()
-        other = {k: v for k, v in kwargs.items() if k != "input"}
-
-        def pool(z: Tensor) -> Tensor:
-            out = func(z, *rest, **other)
-            return out[0] if isinstance(out, tuple) else out
-
-        y = pool(x.detach())
-        x1, x0 = self._pairs(x.detach(), "max_pool")
-        y1, y0 = self._pairs(y, "max_pool")
+    def max_pool(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        x = argument(args, kwargs, 0, "input")
+        position = 2 if name.startswith("adaptive") else 6
+        if x.ndim != int(name[-2]) + 2 or not self._paired(x):
+            return self.unknown(name, func, args, kwargs)
+        self.met["max_pool"] += 1
+        rest = {k: v for k, v in kwargs.items() if k != "return_indices"}
+        with torch.no_grad():
+            y, indices = getattr(F, f"{name}_with_indices")(*args[:position], **rest)
+        shape = x.shape
+        step = (x.detach()[0::2] - x.detach()[1::2]).flatten(2)
+        above, below = y[0::2].flatten(2), y[1::2].flatten(2)
+        top = torch.maximum(above, below)
+        gained, lost = top - below, above - top
+        at, at_baseline = indices[0::2].flatten(2), indices[1::2].flatten(2)
 
         def back(g: Tensor) -> Tensor:
-            g1 = g[0::2]
-            top = torch.maximum(y1, y0)
+            # What the maximum gained goes to its winner, what it lost to the baseline's, each over its own change.
+            g = g[0::2].flatten(2)
+            moved = torch.zeros_like(step).scatter_add_(2, at, g * gained).scatter_add_(2, at_baseline, g * lost)
+            plain = torch.zeros_like(step).scatter_add_(2, at, g)
+            still = step == 0
+            return torch.where(still, plain, moved / torch.where(still, 1, step)).repeat_interleave(2, 0).reshape(shape)
 
-            def send(z: Tensor, s: Tensor) -> Tensor:
-                with torch.enable_grad():
-                    leaf = z.clone().requires_grad_()
-                    return torch.autograd.grad(pool(leaf), leaf, s)[0]
+        out = rewire(y, back, x)
+        return (out, indices) if argument(args, kwargs, position, "return_indices", False) else out
 
-            routed = send(x1, g1 * (top - y0)) + send(x0, g1 * (y1 - top))
-            dx = x1 - x0
-            small = dx.abs() < 1e-7
-            m = torch.where(small, send(x1, g1), routed / torch.where(small, 1.0, dx))
-            return torch.stack([m, torch.zeros_like(m)], 1).flatten(0, 1)
+    def batch_norm(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        fixed = (
+            not argument(args, kwargs, 5, "training", False) and argument(args, kwargs, 1, "running_mean") is not None
+        )
+        if not fixed or len(carriers(args, kwargs)) > 1:
+            return self.unknown("batch_norm", func, args, kwargs)
+        return func(*args, **kwargs)
 
-        return rewire(y, back, x)
+    def layer(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        if len(carriers(args, kwargs)) > 1 or not depends(argument(args, kwargs, 0, "input")):
+            return self.unknown(name, func, args, kwargs)
+        return func(*args, **kwargs)
+
+    def linear_map(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        keeps = self._keeps_rows(name, args, kwargs, carriers(args, kwargs)[0])
+        return func(*args, **kwargs) if keeps else self.unknown(name, func, args, kwargs)
+
+    @staticmethod
+    def _keeps_rows(name: str, args: Any, kwargs: dict[str, Any], x: Tensor) -> bool:
+        """Whether a product with a constant leaves the rows of x where they are."""
+        if name == "einsum":
+            if len(args) != 3 or not isinstance(args[0], str) or "." in args[0] or "->" not in args[0]:
+                return False
+            inputs, result = args[0].replace(" ", "").split("->")
+            own, other = inputs.split(",") if x is args[1] else inputs.split(",")[::-1]
+            return result[:1] == own[0] and own[0] not in other
+        first = argument(args, kwargs, 1, "mat1") if name.startswith("add") else argument(args, kwargs, 0, "input")
+        return x.ndim >= 3 or (name in ("matmul", "addmm") and x is first)
 
     def product(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        places = [i for i, a in enumerate(args) if depends(a)]
-        if len(places) != 2 or kwargs or any(args[i].shape[0] % 2 for i in places):
+        first, second = operands(args, kwargs)
+        with torch.no_grad():
+            y = func(*args, **kwargs)
+        fits = (
+            name in ("mul", "matmul")
+            and first.ndim == second.ndim == y.ndim
+            and all(map(self._paired, (first, second, y)))
+        )
+        if not fits or (name == "matmul" and y.ndim < 3):
             return self.unknown(name, func, args, kwargs)
-        i, j = places
-        y = func(*_detached(args))
-        if y.shape[0] != args[i].shape[0] or y.shape[0] != args[j].shape[0]:
-            return self.unknown(name, func, args, kwargs)
-        # Δ(ab) = Δa mean(b) + Δb mean(a): exact, whatever the bilinear operation
-        mean = {k: _pair_mean(args[k].detach()) for k in places}
-
-        def send(at: int, other: int, g: Tensor) -> Tensor:
-            values = list(_detached(args))
-            values[other] = mean[other]
-            with torch.enable_grad():
-                values[at] = values[at].clone().requires_grad_()
-                return torch.autograd.grad(func(*values), values[at], g)[0]
-
-        return rewire(y, lambda g: (send(i, j, g), send(j, i, g)), args[i], args[j])
+        self.met["product"] += 1
+        # The change of ab is that of a times the mean of b over the pair, plus that of b times the mean of a: exactly.
+        return rewire(y, lambda g: (g, g), func(first, _pair_mean(second)), func(_pair_mean(first), second))
 
     def softmax(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return self.unknown("softmax", func, args, kwargs)
@@ -596,13 +871,18 @@ class _RescaleMode(RuleMode):
     def scale(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return self.unknown(name, func, args, kwargs)
 
+    def exponential(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        return self.unknown(name, func, args, kwargs)
+
     def norm(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return self.unknown(name, func, args, kwargs)
 
     def division(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        second = args[0] if name in ("rtruediv", "rdiv") else args[1]
-        return self.unknown(name, func, args, kwargs) if depends(second) else func(*args, **kwargs)
+        below = operands(args, kwargs)[1] if name == "div" else args[0]
+        constant = not depends(below) and kwargs.get("rounding_mode") is None
+        return func(*args, **kwargs) if constant else self.unknown(name, func, args, kwargs)
 
 
 def _pair_mean(t: Tensor) -> Tensor:
+    t = t.detach()
     return ((t[0::2] + t[1::2]) / 2).repeat_interleave(2, 0)
