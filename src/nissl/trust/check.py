@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -56,11 +56,10 @@ class Measured:
     maps: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __or__(self, other: Measured) -> Measured:
-        return Measured(
-            {**self.figures, **other.figures}, {**self.curves, **other.curves}, {**self.maps, **other.maps}
-        )
+        return Measured({**self.figures, **other.figures}, {**self.curves, **other.curves}, {**self.maps, **other.maps})
 
 
+@runtime_checkable
 class Explainer(Protocol):
     """What a check may run again: a method."""
 
