@@ -74,7 +74,7 @@ def sample(
         "max_sensitivity": 1.3 - skill,
     }
     values = {f: v[:, None] + 0.06 * rng.standard_normal((methods, n)) for f, v in level.items()}
-    values["max_sensitivity"][-1] = np.nan
+    values["max_sensitivity"][1] = np.nan
     figures = pd.DataFrame(
         [(k, INFO[f]["check"], f, i, values[f][j, i]) for f in INFO for j, k in enumerate(keys) for i in range(n)],
         columns=["method", "check", "figure", "example", "value"],

@@ -56,7 +56,7 @@ class Audited(Protocol):
     ----------
     table : DataFrame
         Index: method. Columns: title, verdict, reasons (list of str); for each figure F any of F, F_low, F_high, F_p;
-        optionally notes (list of str or str), forward, backward (passes), seconds.
+        optionally notes (list of str or str), and for one example forward, backward (passes) and seconds.
     figures : DataFrame
         Columns method, check, figure, example (-1: not of one example), value.
     figure_info : dict
@@ -612,11 +612,13 @@ def _pictures(pictures: Sequence[Mapping[str, Any]], names: Mapping[Any, str]) -
 
 def _facts(meta: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What is needed to repeat the audit, as names and text."""
-    return [(str(k).replace("_", " "), _fact(v)) for k, v in meta.items() if k not in ("command", "axes")]
+    return [(str(k).replace("_", " "), _fact(v)) for k, v in meta.items() if k not in ("command", "axes") and v != []]
 
 
 def _fact(value: Any) -> str:
-    """A value of meta as text; a flat table of versions as a list of them."""
+    """A value of meta as text; notes and versions line by line."""
+    if isinstance(value, list) and all(isinstance(v, str) for v in value):
+        return "\n".join(value)
     if isinstance(value, Mapping) and all(isinstance(v, (str, int, float)) for v in value.values()):
         return "\n".join(f"{k} {v}" for k, v in value.items())
     return value if isinstance(value, str) else json.dumps(_plain(value), ensure_ascii=False)
