@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,10 +64,10 @@ class Part(nn.Module):
         if inputs is None and network._example is None:
             raise InputError(f"{network.name} has seen no input yet: give inputs=, one example is enough")
         self._example: Inputs = rows_of(network.place(network._example if inputs is None else inputs), slice(0, 1))
-        with network._quiet(gradients=False):
-            self._trace = trace(network, self._copy())
-            self._stubs = self._trace.before(self._start, network)
-            self._verify(start)
+        self._stubs: tuple[nn.Module, ...] = ()
+        if self._start.part != "input" or self._end is not None:
+            with network._quiet(gradients=False):
+                self._learn()
 
     network: Network
 
@@ -147,50 +148,49 @@ class Part(nn.Module):
             handle = module.register_forward_hook(behind, prepend=True)
         stack.callback(handle.remove)
 
-    def _copy(self) -> Inputs:
-        return {k: v.clone() if isinstance(v, Tensor) else v for k, v in self._example.items()}
+    def _learn(self) -> None:
+        """See on one row what is called before the start, and that the part gives what the whole network gives."""
+        places = [a for a in (self._start, self._end) if a is not None]
+        seen: dict[Address | None, Tensor] = {}
 
-    def _verify(self, start: str) -> None:
-        """Compare the part with the whole network on one row."""
-        places = {}
-        for address in (self._start, self._end):
-            if address is not None:
-                places[address] = self._trace.position(address)
-                if places[address] is None:
-                    raise SiteError(f"{self.network.name} did not reach {str(address)!r}")
-                calls = 1 if address.part == "input" else self._trace.n_calls(address)
-                if address.call is None and calls > 1:
-                    raise SiteError(f"{str(address)!r} is called {calls} times; say which call, as in '{address}#1'")
-        if self._end is not None and places[self._end] < places[self._start]:
-            raise InputError(f"{str(self._end)!r} lies before {str(self._start)!r}")
-        seen: dict[Address, Tensor] = {}
+        def keep(address: Address | None, t: Tensor) -> Tensor:
+            seen[address] = t.clone()
+            return t
 
-        def keep(address: Address) -> Callable[[Tensor], Tensor]:
-            def kept(t: Tensor) -> Tensor:
-                seen[address] = t.clone()
-                return t
+        def whole(module: nn.Module, args: Any, output: Any) -> None:
+            if self._end is None:
+                keep(None, self.network._tensor(output))
 
-            return kept
-
+        row = {k: v.clone() if isinstance(v, Tensor) else v for k, v in self._example.items()}
         with ExitStack() as stack:
             for address in places:
                 if address.part == "input":
-                    seen[address] = self._example[self.network.input_key(str(address), self._example)]
+                    keep(address, row[self.network.input_key(str(address), row)])
                 else:
-                    self._hook(stack, address, keep(address))
-            output = self.network._tensor(self.network.call(self._copy()))
-        expected = output if self._end is None else seen[self._end]
-        error: Exception | None = None
+                    self._hook(stack, address, partial(keep, address))
+            stack.callback(self.module.register_forward_hook(whole).remove)
+            self._trace = trace(self.network, row)
+        for address in places:
+            calls = 1 if address.part == "input" else self._trace.n_calls(address)
+            if address not in seen:
+                raise SiteError(f"{self.network.name} did not reach {str(address)!r}, it has {calls} calls")
+            if address.call is None and calls > 1:
+                raise SiteError(f"{str(address)!r} is called {calls} times; say which call, as in '{address}#1'")
+        if self._end is not None and (self._trace.position(self._end) or 0) < (self._trace.position(self._start) or 0):
+            raise InputError(f"{str(self._end)!r} lies before {str(self._start)!r}")
+        if self._start.part == "input":
+            return
+        self._stubs = self._trace.before(self._start, self.network)
+        expected, found, error = seen[self._end], None, None
         try:
             found = self._run(seen[self._start].clone())
-            if found.is_meta or found.shape != expected.shape:
-                found = None
         except (RuntimeError, NotImplementedError, ValueError, TypeError, NisslError) as problem:
-            found, error = None, problem
-        if found is None or not torch.allclose(found, expected, rtol=1e-4, atol=1e-6):
+            error = problem
+        alike = found is not None and not found.is_meta and found.shape == expected.shape
+        if found is None or not alike or not torch.allclose(found, expected, rtol=1e-4, atol=1e-6):
             raise InputError(
-                f"{self.network.name} cannot be cut at {start!r}: something behind it also needs what lies before it, "
-                "as inside a residual block; choose the end of a block"
+                f"{self.network.name} cannot be cut at {str(self._start)!r}: something behind it also needs what lies "
+                "before it, as inside a residual block; choose the end of a block"
             ) from error
 
 
