@@ -22,12 +22,13 @@ from nissl.attribution.gradients import (
 )
 from nissl.attribution.perturbation import RISE, Occlusion
 from nissl.attribution.relevance import LRP, DeconvNet, DeepLIFT, GuidedBackprop
+from nissl.attribution.shapley import LIME, KernelSHAP, ShapleySampling
 from nissl.errors import InputError
 
 __all__ = [
-    "LRP", "METHODS", "RISE", "AblationCAM", "AttentionRollout", "DeconvNet", "DeepLIFT", "EdgeDetector",
-    "ExpectedGradients", "GradCAM", "GradCAMPlusPlus", "GuidedBackprop", "InputXGradient", "IntegratedGradients",
-    "LayerCAM", "Method", "Occlusion", "RandomScores", "Saliency", "ScoreCAM", "SmoothGrad", "VarGrad", "method",
+    "LIME", "LRP", "METHODS", "RISE", "AblationCAM", "AttentionRollout", "DeconvNet", "DeepLIFT", "EdgeDetector",
+    "ExpectedGradients", "GradCAM", "GradCAMPlusPlus", "GuidedBackprop", "InputXGradient", "IntegratedGradients", "KernelSHAP",
+    "LayerCAM", "Method", "Occlusion", "RandomScores", "Saliency", "ScoreCAM", "ShapleySampling", "SmoothGrad", "VarGrad", "method",
 ]  # fmt: skip
 
 METHODS: dict[str, type[Method]] = {
@@ -37,6 +38,7 @@ METHODS: dict[str, type[Method]] = {
         GuidedBackprop, DeconvNet, DeepLIFT, LRP,
         GradCAM, GradCAMPlusPlus, LayerCAM, ScoreCAM, AblationCAM,
         Occlusion, RISE,
+        LIME, KernelSHAP, ShapleySampling,
         AttentionRollout,
         RandomScores, EdgeDetector,
     )
