@@ -27,8 +27,9 @@ from nissl.errors import InputError
 
 __all__ = [
     "LIME", "LRP", "METHODS", "RISE", "AblationCAM", "AttentionRollout", "DeconvNet", "DeepLIFT", "EdgeDetector",
-    "ExpectedGradients", "GradCAM", "GradCAMPlusPlus", "GuidedBackprop", "InputXGradient", "IntegratedGradients", "KernelSHAP",
-    "LayerCAM", "Method", "Occlusion", "RandomScores", "Saliency", "ScoreCAM", "ShapleySampling", "SmoothGrad", "VarGrad", "method",
+    "ExpectedGradients", "GradCAM", "GradCAMPlusPlus", "GuidedBackprop", "InputXGradient", "IntegratedGradients",
+    "KernelSHAP", "LayerCAM", "Method", "Occlusion", "RandomScores", "Saliency", "ScoreCAM", "ShapleySampling",
+    "SmoothGrad", "VarGrad", "method",
 ]  # fmt: skip
 
 METHODS: dict[str, type[Method]] = {

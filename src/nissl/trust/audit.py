@@ -61,9 +61,15 @@ GRID_BUDGET = 16
 """Rows that a method may ask for one grid; a grid costs as much as its cells."""
 
 GROUND_TRUTH = {
-    "gridpg": Figure("ground_truth", "GridPG", "Share of positive scores in the cell of the explained class.", "higher"),
-    "difull": Figure("ground_truth", "DiFull", "The same where only that cell is connected to the explained output.", "higher"),
-    "dipart": Figure("ground_truth", "DiPart", "The same where only that part of the last feature map is connected.", "higher"),
+    "gridpg": Figure(
+        "ground_truth", "GridPG", "Share of positive scores in the cell of the explained class.", "higher"
+    ),
+    "difull": Figure(
+        "ground_truth", "DiFull", "The same where only that cell is connected to the explained output.", "higher"
+    ),
+    "dipart": Figure(
+        "ground_truth", "DiPart", "The same where only that part of the last feature map is connected.", "higher"
+    ),
 }
 POINTING = {
     "pointing": Figure("pointing", "Pointing game", "Whether the highest score lies in the object.", "higher"),
@@ -130,7 +136,11 @@ class AuditResult:
             for m, row in self.table.iterrows()
         }
         cost = {
-            str(m): {"forward": int(r["forward"]), "backward": int(r["backward"]), "seconds": round(float(r["seconds"]), 3)}
+            str(m): {
+                "forward": int(r["forward"]),
+                "backward": int(r["backward"]),
+                "seconds": round(float(r["seconds"]), 3),
+            }
             for m, r in self.table.iterrows()
         }
         return {
@@ -197,7 +207,9 @@ def resolve_methods(methods: Any, network: Network, q: Question, budget: int | N
         named = {k: m.at_budget(budget) for k, m in named.items()}
     for k, m in named.items():
         if m.differentiates and not network.differentiable:
-            raise InputError(f"{k} needs gradients, which {network.name} has not; leave it out, or use {', '.join(_BLACK_BOX)}")
+            raise InputError(
+                f"{k} needs gradients, which {network.name} has not; leave it out, or use {', '.join(_BLACK_BOX)}"
+            )
     return named
 
 
@@ -219,7 +231,9 @@ def resolve_checks(checks: Any) -> tuple[list[Check], set[str]]:
         else:
             known = [*CHECKS, *OTHER_CHECKS]
             near = difflib.get_close_matches(str(c), known, 3, 0.4)
-            raise InputError(f"there is no check {c!r}; {'did you mean ' + ', '.join(near) if near else 'choose among ' + ', '.join(known)}")
+            raise InputError(
+                f"there is no check {c!r}; {'did you mean ' + ', '.join(near) if near else 'choose among ' + ', '.join(known)}"
+            )
     if not single and not other:
         raise InputError("no check was given")
     return single, other
@@ -316,7 +330,9 @@ def audit(
         )
         tune_format(network, Pass(questions[0].inputs if n == 1 else _stack(questions[:8])))
         found = _examine(network, questions, table, single, sanity_examples, runner, folder)
-        result = _result(network, questions, table, single, other, found, examples, shown, settings, runner, seed, budget)
+        result = _result(
+            network, questions, table, single, other, found, examples, shown, settings, runner, seed, budget
+        )
         result.meta.update(
             model=network.name, n_examples=n, budget=budget, seed=seed, fingerprint=record["fingerprint"],
             sanity_examples=min(sanity_examples, n), checks=record["checks"], methods=record["methods"], command=command,
@@ -328,7 +344,7 @@ def audit(
         if folder is not None:
             result.report = folder.path / "report.html"
             folder.finish(result.scores, result.figures, result.summary())
-            write_report(result, result.report)
+            write_report(dataclasses.replace(result, scores=_drawable(result)), result.report)
         return result
     finally:
         if folder is not None:
@@ -482,7 +498,8 @@ def _result(
         for i, f in enumerate(mine):
             rows += [(name, by_figure[k], k, i, v) for k, v in f.measured.figures.items()]
             curves += [
-                pd.DataFrame({"method": name, "check": k, "example": i, "x": x, "y": y}) for k, (x, y) in f.measured.curves.items()
+                pd.DataFrame({"method": name, "check": k, "example": i, "x": x, "y": y})
+                for k, (x, y) in f.measured.curves.items()
             ]
             if i == 0 and "randomised" in f.measured.maps:
                 pictures += _pair(name, f.scores, f.measured.maps["randomised"])
@@ -516,8 +533,12 @@ def _result(
     return AuditResult(
         table=summary,
         figures=figures,
-        figure_info={k: dataclasses.asdict(v) | {"ceiling": None} for k, v in info.items() if k in set(figures["figure"])},
-        curves=pd.concat(curves, ignore_index=True) if curves else pd.DataFrame(columns=["method", "check", "example", "x", "y"]),
+        figure_info={
+            k: dataclasses.asdict(v) | {"ceiling": None} for k, v in info.items() if k in set(figures["figure"])
+        },
+        curves=pd.concat(curves, ignore_index=True)
+        if curves
+        else pd.DataFrame(columns=["method", "check", "example", "x", "y"]),
         scores=scores,
         inputs=inputs,
         input_kind=kind,
@@ -587,8 +608,10 @@ def _agreement(scores: Mapping[str, xr.DataArray], q: Question) -> dict[str, pd.
         t = torch.stack([positions(Explained(torch.from_numpy(np.asarray(v)), dims)) for v in s.values])
         if t.ndim == 3 and dims[-2:] == ("y", "x"):
             side = [min(56, k) for k in q.input.shape[-2:]]
-            t = F.adaptive_avg_pool2d(t[:, None], side)[:, 0] if t.shape[-1] >= side[1] else (
-                F.interpolate(t[:, None], side, mode="bilinear", align_corners=False)[:, 0]
+            t = (
+                F.adaptive_avg_pool2d(t[:, None], side)[:, 0]
+                if t.shape[-1] >= side[1]
+                else (F.interpolate(t[:, None], side, mode="bilinear", align_corners=False)[:, 0])
             )
         maps[name] = t.double().numpy()
     shapes = pd.Series({k: v.shape for k, v in maps.items()})
@@ -596,6 +619,18 @@ def _agreement(scores: Mapping[str, xr.DataArray], q: Question) -> dict[str, pd.
     maps = {k: v for k, v in maps.items() if v.shape == usual}
     measures = ["spearman", "kendall", "top-k"] + (["ssim"] if len(usual) == 3 and min(usual[1:]) >= 7 else [])
     return {m: agreement_matrix(maps, m) for m in measures}
+
+
+def _drawable(result: AuditResult) -> dict[str, xr.DataArray]:
+    """Scores as pictures: a token's units are summed, scores of time alone stand for every channel."""
+    drawn = {}
+    for name, s in result.scores.items():
+        if s.dims[1:] == ("token", "unit"):
+            s = s.sum("unit", keep_attrs=True)
+        elif s.dims[1:] == ("time",):
+            s = s.expand_dims(channel=np.asarray(result.inputs).shape[1], axis=1)
+        drawn[name] = s
+    return drawn
 
 
 def _inputs_shown(questions: list[Question], shown: Shown) -> tuple[str, Any]:
@@ -614,6 +649,3 @@ def _inputs_shown(questions: list[Question], shown: Shown) -> tuple[str, Any]:
     if x.ndim == 3:
         return "series", x.numpy()
     return "feature", x.reshape(len(x), -1).numpy()
-
-
-
