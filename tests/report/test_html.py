@@ -101,6 +101,7 @@ def renamed(result: Result, text: str) -> Result:
     r.meta["half"] = "\ud800"
     if r.input_kind == "token":
         r.inputs[0][0] += "\ud800"
+    r.meta["notes"] = [mark("note")]
     r.meta["axes"] = {mark("insertion"): (text, text)}
     return r
 

@@ -76,7 +76,8 @@ class Audited(Protocol):
         {"method", "check", "title", "caption", "image": (h, w) floats or (h, w, 3) uint8}.
     meta : dict
         What is needed to repeat the audit: model, data, seed, fingerprint, versions, n_examples, budget, started,
-        seconds, command ... ``axes`` may name the axes of curves: {check: (x, y)}.
+        seconds, command ... ``axes`` may name the axes of curves: {check: (x, y)}; ``notes`` (list of str) stand below
+        the verdicts.
     """
 
     table: pd.DataFrame
@@ -372,6 +373,7 @@ def _page(result: Audited, shown: int) -> dict[str, Any]:
         "result_kind": result.input_kind,
         "meta": result.meta,
         "facts": _facts(result.meta),
+        "notes": _texts(result.meta.get("notes")),
         "examples": examples,
         "columns": columns,
         "methods": methods,
@@ -612,13 +614,13 @@ def _pictures(pictures: Sequence[Mapping[str, Any]], names: Mapping[Any, str]) -
 
 def _facts(meta: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What is needed to repeat the audit, as names and text."""
-    return [(str(k).replace("_", " "), _fact(v)) for k, v in meta.items() if k not in ("command", "axes") and v != []]
+    return [(str(k).replace("_", " "), _fact(v)) for k, v in meta.items() if k not in ("command", "axes", "notes")]
 
 
 def _fact(value: Any) -> str:
-    """A value of meta as text; notes and versions line by line."""
-    if isinstance(value, list) and all(isinstance(v, str) for v in value):
-        return "\n".join(value)
-    if isinstance(value, Mapping) and all(isinstance(v, (str, int, float)) for v in value.values()):
-        return "\n".join(f"{k} {v}" for k, v in value.items())
+    """A value of meta as text, a table line by line."""
+    if isinstance(value, Mapping):
+        return "\n".join(
+            f"{k} {v if isinstance(v, str) else json.dumps(_plain(v), ensure_ascii=False)}" for k, v in value.items()
+        )
     return value if isinstance(value, str) else json.dumps(_plain(value), ensure_ascii=False)
