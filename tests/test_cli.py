@@ -1,0 +1,104 @@
+"""The command line as a user meets it."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from nissl import cli
+from nissl.attribution import METHODS
+from nissl.papers import PAPERS
+
+MODEL = """
+import torch
+from torch import nn
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 3))
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with a model of one's own and four pictures as an array."""
+    (tmp_path / "mine.py").write_text(MODEL)
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "data.npz", x=rng.random((4, 3, 28, 28), dtype=np.float32), y=np.array([0, 1, 2, 0]))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    return tmp_path
+
+
+def run(monkeypatch, capsys, *words):
+    monkeypatch.setattr(sys, "argv", ["nissl", *words])
+    try:
+        cli.main()
+    except SystemExit as stop:
+        code = stop.code or 0
+    else:
+        code = 0
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_audit_of_ones_own_model_prints_one_json_object(here, monkeypatch, capsys):
+    code, out, _ = run(
+        monkeypatch, capsys, "audit", "--model", "mine:net", "--data", "data.npz", "--examples", "4",
+        "--methods", "ig(steps=4),gradcam,random", "--checks", "curves,randomisation", "--out", "run", "--json",
+    )  # fmt: skip
+    assert code == 0
+    found = json.loads(out)
+    assert set(found["verdicts"]) == {"ig(steps=4)", "gradcam", "random", "edge"}
+    assert found["verdicts"]["random"] == "do not believe"
+    assert found["figures"]["gradcam"]["faithfulness"]["value"] is not None
+    assert found["cost"]["ig(steps=4)"]["backward"] == 4
+    assert (here / found["report"]).is_file()
+
+
+def test_audit_ends_with_a_table_and_where_the_report_is(here, monkeypatch, capsys):
+    code, out, _ = run(
+        monkeypatch, capsys, "audit", "--model", "mine:net", "--data", "data.npz", "--methods", "ixg", "--checks", "curves",
+        "--target", "label", "--out", "run",
+    )  # fmt: skip
+    assert code == 0
+    assert "do not believe" in out
+    assert "report.html" in out
+
+
+def test_methods_and_papers_and_sites_as_json(here, monkeypatch, capsys):
+    _, out, _ = run(monkeypatch, capsys, "methods", "--json")
+    assert {m["method"] for m in json.loads(out)} == set(METHODS)
+    _, out, _ = run(monkeypatch, capsys, "papers", "--json")
+    listed = json.loads(out)
+    assert len(listed) == len(PAPERS) == 59
+    assert set(listed[0]) == {"slug", "title", "year", "room", "object", "study", "status"}
+    _, out, _ = run(monkeypatch, capsys, "sites", "--model", "mine:net", "--data", "data.npz", "--json")
+    assert {"address": "0", "role": "conv", "shape": [6, 26, 26], "n_units": 6} in json.loads(out)
+    for command in ("methods", "papers"):
+        code, out, _ = run(monkeypatch, capsys, command)
+        assert code == 0
+        assert out
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["audit", "--model", "mine:nothing", "--data", "data.npz"], "nothing"),
+        (["audit", "--model", "mine:net"], "--data"),
+        (["audit", "--model", "mine:net", "--data", "data.npz", "--methods", "salency"], "saliency"),
+        (["audit", "--model", "mine:net", "--data", "data.npz", "--checks", "curve"], "curves"),
+        (["audit", "--model", "mine:net", "--data", "data.npz", "--examples", "9"], "9"),
+        (["audit", "--model", "mine:net", "--data", "data.npz", "--device", "warp"], "warp"),
+        (["audit", "--model", "mine:net", "--data", "data.npz", "--target", "best"], "predicted"),
+        (["reproduce", "no-such-paper"], "no-such-paper"),
+        (["reproduce", "craft"], "no study yet"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(here, monkeypatch, capsys, words, says):
+    code, _, err = run(monkeypatch, capsys, *words, *(["--out", "run"] if words[0] == "audit" else []))
+    assert code == 2
+    assert says in err
+    assert "Traceback" not in err
+    assert not (here / "run" / "report.html").exists()
