@@ -392,12 +392,13 @@ class GridNetwork(Network, ABC):
         if self.site == "input":
             return x
         pieces = cut(x, self.n).flatten(0, 1) if self.by_cell else x
+        below = _frozen(self.base, Part(self.base, "input", self.site))
 
         def read(piece: Tensor) -> Asking[Tensor]:
-            answer = yield Pass(piece, read=[self.site], output=False)
-            return answer.reads[self.site]
+            answer = yield Pass(piece)
+            return answer.output
 
-        jobs = (Job("activations", i, self.base, lambda p=p: read(p[None])) for i, p in enumerate(pieces))
+        jobs = (Job("activations", i, below, lambda p=p: read(p[None])) for i, p in enumerate(pieces))
         runner = Runner(progress=False, tune=False) if runner is None else runner
         found = {job.key: a for job, a in runner.drive(jobs, len(pieces), "activations")}
         a = torch.cat([found[i] for i in range(len(pieces))])
@@ -428,10 +429,10 @@ class GridPG(GridNetwork):
 
 def _takes_any_size(network: Network, rest: Part, a: Tensor, n: int) -> bool:
     """Whether the classifier makes of a map that is repeated n × n times what it makes of the map."""
-    frozen = Network(rest, device=network.device, dtype=network.dtype, autocast=network.autocast)
-    once = frozen.run(Pass(a)).output
+    classifier = _frozen(network, rest)
+    once = classifier.run(Pass(a)).output
     try:
-        again = frozen.run(Pass(a.repeat(1, 1, n, n))).output
+        again = classifier.run(Pass(a.repeat(1, 1, n, n))).output
     except (RuntimeError, ValueError):
         return False
     assert once is not None
@@ -468,8 +469,10 @@ class DiPart(GridNetwork):
     def _build(self, network: Network, n: int, site: str, final: str, head: int, example: Tensor) -> _OnGrid:
         module = _Partial(network, n, site, head)
         module._parts.update(below=Part(network, site, final), above=above(network, final))
-        one = network.run(Pass(example, read=[final], output=False)).reads[final]
-        grid = network.run(Pass(example.repeat(1, 1, n, n), read=[final], output=False)).reads[final]
+        below = _frozen(network, Part(network, "input", final))
+        one, grid = (below.run(Pass(x)).output for x in (example, example.repeat(1, 1, n, n)))
+        assert one is not None
+        assert grid is not None
         if (grid.shape[2], grid.shape[3]) != (n * one.shape[2], n * one.shape[3]):
             raise InputError(
                 f"a grid's map at {final!r} is {grid.shape[2]} × {grid.shape[3]}, not {n} times the {one.shape[2]} × "
@@ -481,6 +484,11 @@ class DiPart(GridNetwork):
 
 SETTINGS: dict[str, type[GridNetwork]] = {s.key: s for s in (GridPG, DiFull, DiPart)}
 """The three settings by name."""
+
+
+def _frozen(network: Network, part: Part) -> Network:
+    """A part of a network as a Network of its own."""
+    return Network(part, device=network.device, dtype=network.dtype, autocast=network.autocast)
 
 
 def _one_image(network: Network) -> Tensor:
@@ -1158,12 +1166,11 @@ def _known_images(
     p, best = (output if is_probability else output.softmax(1)).max(1)
     y = best.numpy() if given is None else given
     notes = ["no labels were given: the predicted classes are taken"] if given is None else []
-    right = best.numpy() == y
-    least = next(t for t in (confidence, *(t for t in (0.9, 0.75, 0.5, 0.0) if t < confidence), 0.0)
-                 if (right & (p.numpy() >= t)).sum() >= wanted or t == 0)  # fmt: skip
-    rows = np.flatnonzero(right & (p.numpy() >= least))
-    if least < confidence:
-        sure = int((right & (p.numpy() >= confidence)).sum())
+    right = np.where(best.numpy() == y, p.numpy(), -1.0)  # probability of the images that are classified correctly
+    steps = [confidence, *(t for t in (0.9, 0.75, 0.5, 0.0) if t < confidence)]
+    least = next((t for t in steps if (right >= t).sum() >= wanted), steps[-1])
+    rows, sure = np.flatnonzero(right >= least), int((right >= confidence).sum())
+    if len(rows) > sure:
         notes.append(
             f"{sure} of {len(x)} images are classified correctly with a probability of at least {confidence:g}, too "
             f"few for {wanted} cells: {least:g} is asked for, {len(rows)} images are used"
