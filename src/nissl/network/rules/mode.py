@@ -210,14 +210,24 @@ class RuleMode(TorchFunctionMode):
             if base is None:
                 out = func(*args, **kwargs)
                 return self.overwrite(target, self.refuse(target, name)) if out is target else out
-            return self.overwrite(target, self.handle(name, base, args, kwargs))
+            return self._overwritten(target, name, base, args, kwargs)
         if switch is not None and argument(args, kwargs, switch, "inplace", False):
+            target = argument(args, kwargs, 0, "input")
             if len(args) > switch:
                 args = (*args[:switch], False, *args[switch + 1 :])
             else:
                 kwargs = {**kwargs, "inplace": False}
-            return self.overwrite(argument(args, kwargs, 0, "input"), self.handle(name, func, args, kwargs))
+            return self._overwritten(target, name, func, args, kwargs)
         return self.handle(name, func, args, kwargs)
+
+    def _overwritten(self, target: Tensor, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
+        """An operation in place, done on a copy: whoever holds the tensor sees the change, and the rule holds."""
+        copy, mark = target.clone(), mark_of(target)
+        raw = bool(getattr(getattr(target, "_nissl_mark", None), "raw", False))
+        put_mark(copy, mark.held if mark else None, raw, mark.layer if mark else None)
+        return self.overwrite(
+            target, self.handle(name, func, replaced(args, target, copy), replaced(kwargs, target, copy))
+        )
 
     def write(self, func: Any, args: Any, kwargs: dict[str, Any], target: Tensor) -> Any:
         """``target[...] = value`` and ``target.copy_(value)``."""
@@ -235,10 +245,8 @@ class RuleMode(TorchFunctionMode):
         if name in op.STRUCTURE:
             return self.structure(name, func, args, kwargs)
         if name in op.LAYERS:
-            self.met["layer"] += 1
             return self.layer(name, func, args, kwargs)
         if name == "batch_norm":
-            self.met["batch_norm"] += 1
             return self.batch_norm(func, args, kwargs)
         if name in op.ACTIVATIONS:
             self.met["activation"] += 1

@@ -144,6 +144,6 @@ def operation(function: Callable[..., Any]) -> Operation:
         base = next((getattr(o, name) for o in owners if callable(getattr(o, name, None))), None)
     switch = None
     if inspect.isfunction(function):
-        parameters = list(inspect.signature(function).parameters)
+        parameters = list(inspect.signature(function, follow_wrapped=False).parameters)
         switch = parameters.index("inplace") if "inplace" in parameters else None
     return Operation(_SYNONYMS.get(name, name), in_place, switch, base)

@@ -442,6 +442,11 @@ class LRPRules(Rules):
             object.__setattr__(self, name, bounds[0] if len(bounds) == 1 else bounds)
 
     @property
+    def name(self) -> str:
+        """What errors and reports call it."""
+        return f"LRP {self.composite}"
+
+    @property
     def relevance_at_input(self) -> bool:
         """Whether the gradient at the input is the relevance itself."""
         return self.composite.endswith(("_flat", "_wsquare", "_box"))
@@ -474,7 +479,7 @@ class _LRPMode(_ConservingMode):
     """
 
     def __init__(self, rules: LRPRules) -> None:
-        super().__init__(f"LRP {rules.composite}")
+        super().__init__(rules.name)
         self.rules = rules
         self.special = rules.relevance_at_input
 
