@@ -331,3 +331,8 @@ def test_wrong_parameters():
     for wrong in (lambda: ScoreCAM(n_channels=0), lambda: AblationCAM(n_channels=0), lambda: ScoreCAM(baseline="no")):
         with pytest.raises(InputError):
             wrong()
+
+
+def test_scorecam_takes_one_baseline(cnn, x):
+    with pytest.raises(InputError, match="one baseline"):
+        ScoreCAM(baseline=torch.zeros(2, 3, 12, 8)).attribute(Network(cnn), x, Y)

@@ -199,6 +199,8 @@ class ScoreCAM(CAM):
         shown = q.at(q.network, differentiable=True, site=None)  # the input, or the embedding of token ids
         x = shown.input if shown.at_input else (yield from shown.value())
         b = yield from baseline_of(self.baseline, shown, x)
+        if len(b) != 1:
+            raise InputError(f"Score-CAM shows one baseline behind its masks, {len(b)} were given")
         window = map_at(shown, maps, shown.site)
         a = (yield q.ask(read=[place.site], scalar=False)).reads[place.site].movedim(place.axis, 1)
         spread = a.flatten(2).amax(2)[0] - a.flatten(2).amin(2)[0]
