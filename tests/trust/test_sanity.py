@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import nissl
-from nissl.attribution import EdgeDetector, InputXGradient, Saliency
+from nissl.attribution import EdgeDetector, GradCAM, InputXGradient, Saliency
 from nissl.errors import InputError
 from nissl.network import Pass
 from nissl.trust.sanity import InputInvariance, RandomLogit, WeightRandomisation, layers_with_weights, shuffled
@@ -89,6 +89,14 @@ def test_gradients_are_invariant_to_a_shift_that_the_network_takes_back_and_prod
     product = InputXGradient().attribute(net, x, target=1)
     other = InputInvariance().evaluate(net, x, product, target=1, method=InputXGradient())["input_invariance"]
     assert (other < 0.99).all()
+
+
+def test_methods_that_name_a_layer_find_it_in_the_shifted_network(cnn, x):
+    method = GradCAM(layer="3")
+    scores = method.attribute(cnn, x, target=1)
+    # maps of the same activations and gradients
+    same = InputInvariance().evaluate(cnn, x, scores, target=1, method=method)["input_invariance"]
+    assert (same > 0.999).all()
 
 
 def test_a_network_without_weights_cannot_be_randomised():

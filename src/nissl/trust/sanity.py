@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nissl.attribution.gradients import at_least
 from nissl.errors import InputError, NonFiniteError
 from nissl.network import Network, target
+from nissl.network.passes import Inputs
 from nissl.runner import Asking, Explained, Question
 from nissl.trust.check import Check, Explainer, Figure, Measured, on, positions, similarity, sizes
 
@@ -89,7 +91,7 @@ class WeightRandomisation(Check):
                 raise InputError(f"{network.name} has no weights to randomise")
             cascade, single = [], []
             edges = np.linspace(0, len(layers), min(self.stages, len(layers)) + 1).round().astype(int)
-            for low, high in zip(edges[:-1], edges[1:], strict=True):
+            for low, high in itertools.pairwise(edges):
                 top = [n for layer in layers[len(layers) - high :] for n in layer]
                 group = [n for layer in layers[len(layers) - high : len(layers) - low] for n in layer]
                 cascade.append((high / len(layers), shuffled(network, top, self.seed)))
@@ -164,16 +166,24 @@ class RandomLogit(Check):
         return Measured({"logit_similarity": similarity(sizes(scores, True), sizes(again, True).to(sizes(scores)))})
 
 
-class _Shifted(nn.Module):
-    """A network whose input is moved by a constant and moved back inside: the same function of the same picture."""
+class _Shifted(Network):
+    """A network whose input is moved by a constant and moved back inside: the same function of the same picture.
 
-    def __init__(self, module: nn.Module, shift: float) -> None:
-        super().__init__()
-        self.module = module
+    It moves the input as it calls the module, so that sites keep their names.
+    """
+
+    def __init__(self, network: Network, shift: float) -> None:
+        self.__dict__.update(network.__dict__)
         self.shift = shift
 
-    def forward(self, x: Tensor, *args: object, **kwargs: object) -> object:
-        return self.module(x - self.shift, *args, **kwargs)
+    def call(self, inputs: Inputs) -> Any:
+        """See `Network.call`."""
+        first = self.input_key("input", inputs)
+        return super().call({**inputs, first: inputs[first] - self.shift})
+
+    def fingerprint(self) -> str:
+        """See `Network.fingerprint`."""
+        return f"{super().fingerprint()}-{self.shift}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,11 +227,5 @@ class InputInvariance(Check):
     def _shifted(self, network: Network, shift: float) -> Network:
         key = (id(network), shift)
         if key not in self._networks:
-            other = Network(
-                _Shifted(network.module, shift), output=network._pick, dims=network.input_dims, dtype=network.dtype,
-                autocast=network.autocast, name=network.name,
-            )  # fmt: skip
-            other.overrides = {f"module.{k}": v for k, v in network.overrides.items()}
-            other.memory_format = network.memory_format
-            self._networks[key] = (network, other)
+            self._networks[key] = (network, _Shifted(network, shift))
         return self._networks[key][1]
