@@ -1,0 +1,1 @@
+"""nissl side by side with its peers: the same network, the same inputs, one process, results compared before times."""
