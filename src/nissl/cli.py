@@ -29,7 +29,12 @@ _Model = Annotated[
     str, typer.Option("--model", "-m", help="demo, package.module:factory, timm:NAME, torchvision:NAME or hf:FOLDER.")
 ]
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
-_MARKS = {"believe": ("✓", "green"), "with care": ("~", "yellow"), "undecided": ("?", "cyan"), "do not believe": ("✗", "red")}
+_MARKS = {
+    "believe": ("✓", "green"),
+    "with care": ("~", "yellow"),
+    "undecided": ("?", "cyan"),
+    "do not believe": ("✗", "red"),
+}
 
 
 @app.command()
@@ -38,12 +43,16 @@ def audit(
     data: Annotated[
         str | None, typer.Option("--data", "-d", help="demo, a folder of pictures, FILE.npz or package.module:factory.")
     ] = None,
-    methods: Annotated[str | None, typer.Option(help="Keys, separated by commas, such as 'ig(steps=64),gradcam'.")] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Keys, separated by commas, such as 'ig(steps=64),gradcam'.")
+    ] = None,
     checks: Annotated[str, typer.Option(help="'all', or names separated by commas.")] = "all",
     examples: Annotated[int | None, typer.Option(help="How many examples; 10 of the demo's, all of your own.")] = None,
     budget: Annotated[int, typer.Option(help="Rows that a method may ask for each example; 0 lifts the limit.")] = 128,
     target: Annotated[str, typer.Option(help="'predicted' or 'label': which class is explained.")] = "predicted",
-    out: Annotated[Path, typer.Option(help="Run folder: report.html, scores.zarr, trust.parquet, run.json.")] = Path("runs/audit"),
+    out: Annotated[Path, typer.Option(help="Run folder: report.html, scores.zarr, trust.parquet, run.json.")] = Path(
+        "runs/audit"
+    ),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in the folder.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
     device: Annotated[str | None, typer.Option(help="Such as cpu or cuda; by default where the model is.")] = None,
@@ -52,7 +61,6 @@ def audit(
 ) -> None:
     """Audit explanations of a model on some inputs."""
     from nissl.network import Network
-    from nissl.runner import Runner
     from nissl.sources import load_data, load_model
     from nissl.trust.audit import Shown
     from nissl.trust.audit import audit as run
@@ -85,7 +93,9 @@ def audit(
         return
     console = Console()
     console.print(_verdict_table(result))
-    console.print(f"{result.meta['seconds']:.0f} s, {result.meta['rows']} rows asked, {result.meta['reused']} of them answered from memory")
+    console.print(
+        f"{result.meta['seconds']:.0f} s, {result.meta['rows']} rows asked, {result.meta['reused']} of them answered from memory"
+    )
     console.print(f"report: {result.report}")
 
 
@@ -96,7 +106,13 @@ def methods(as_json: _Json = False) -> None:
     from nissl.runner.scores import parameters_of
 
     rows = [
-        {"method": key, "title": cls.title, "paper": cls.paper, "gradients": cls.differentiates, "parameters": parameters_of(cls())}
+        {
+            "method": key,
+            "title": cls.title,
+            "paper": cls.paper,
+            "gradients": cls.differentiates,
+            "parameters": parameters_of(cls()),
+        }
         for key, cls in METHODS.items()
     ]
     if as_json:
@@ -127,7 +143,9 @@ def sites(
     inputs = None if data is None else load_data(data, loaded, 1).inputs
     found = network.sites(pattern, inputs)
     if as_json:
-        print(json.dumps([{"address": s.address, "role": s.role, "shape": s.shape, "n_units": s.n_units} for s in found]))
+        print(
+            json.dumps([{"address": s.address, "role": s.role, "shape": s.shape, "n_units": s.n_units} for s in found])
+        )
         return
     table = Table("site", "role", "shape of a row", "units", title=f"{loaded.name}: {len(found)} sites")
     for s in found:
@@ -173,7 +191,9 @@ def reproduce(
     table = Table("claim", "paper", "ours", "interval", "baseline", "holds", title=entry.title)
     for c in claims:
         held = Text("holds", style="green") if c["holds"] else Text("does not hold", style="red")
-        table.add_row(Text(str(c["claim"])), *(Text(_number(c[k])) for k in ("paper", "ours", "interval", "baseline")), held)
+        table.add_row(
+            Text(str(c["claim"])), *(Text(_number(c[k])) for k in ("paper", "ours", "interval", "baseline")), held
+        )
     Console().print(table)
 
 
@@ -223,7 +243,11 @@ def _masks(data: Any) -> Any:
 
 
 def _verdict_table(result: Any) -> Table:
-    names = [f for f in ("faithfulness", "randomisation_similarity", "gridpg", "difull", "logit_similarity") if f in result.table]
+    names = [
+        f
+        for f in ("faithfulness", "randomisation_similarity", "gridpg", "difull", "logit_similarity")
+        if f in result.table
+    ]
     table = Table(title=f"{result.meta['model']}, {result.meta['n_examples']} examples")
     table.add_column("method")
     table.add_column("verdict", no_wrap=True)
@@ -235,7 +259,9 @@ def _verdict_table(result: Any) -> Table:
         mark, colour = _MARKS.get(row["verdict"], ("", ""))
         values = [f"{row[f]:.2f}" if row[f] == row[f] else "–" for f in names]
         why = row["reasons"][0] if len(row["reasons"]) else ""
-        table.add_row(Text(str(method)), Text(f"{mark} {row['verdict']}", style=colour), *values, str(row["forward"]), Text(why))
+        table.add_row(
+            Text(str(method)), Text(f"{mark} {row['verdict']}", style=colour), *values, str(row["forward"]), Text(why)
+        )
     return table
 
 

@@ -63,7 +63,7 @@ class Measured:
 class Explainer(Protocol):
     """What a check may run again: a method."""
 
-    differentiates: bool
+    differentiates: ClassVar[bool]
 
     def explain(self, q: Question) -> Asking[Explained]: ...  # noqa: D102
 

@@ -1,4 +1,4 @@
-"""Faithfulness under the model: do the features with high scores carry the output?"""
+"""Faithfulness under the model: whether the features with high scores carry the output."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def curves_measured(y: np.ndarray, logit: np.ndarray, share: np.ndarray) -> Meas
 
 @dataclass(frozen=True, eq=False)
 class Subsets(Check):
-    """Infidelity and sensitivity-n: do sums of scores predict what removing a set of features does?
+    """Infidelity and sensitivity-n: whether sums of scores predict what removing a set of features does.
 
     Parameters
     ----------
@@ -230,7 +230,7 @@ def _pearson(a: Tensor, b: Tensor) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Completeness(Check):
-    """Do the scores sum to f(x) - f(baseline)?
+    """Whether the scores sum to f(x) - f(baseline).
 
     Parameters
     ----------

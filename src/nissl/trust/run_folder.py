@@ -50,9 +50,15 @@ class RunFolder:
             if self.path.exists() and not self.path.is_dir():
                 raise RunFolderError(f"{self.path} is a file; a run needs a folder of its own")
             existing = sorted(p.name for p in self.path.iterdir()) if self.path.is_dir() else []
-            foreign = [n for n in existing if n not in ("run.json", "scores.zarr", "trust.parquet", "report.html", "unfinished", ".lock")]
+            foreign = [
+                n
+                for n in existing
+                if n not in ("run.json", "scores.zarr", "trust.parquet", "report.html", "unfinished", ".lock")
+            ]
             if foreign and "run.json" not in existing:
-                raise RunFolderError(f"{self.path} holds other things ({', '.join(foreign[:3])}); give a new or empty folder")
+                raise RunFolderError(
+                    f"{self.path} holds other things ({', '.join(foreign[:3])}); give a new or empty folder"
+                )
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(self.path / ".lock")
             self._lock.acquire(timeout=0)
@@ -115,11 +121,14 @@ class RunFolder:
     def keep(self, name: str, scores: Explained, measured: Measured, cost: Mapping[str, float]) -> None:
         """Keep what a finished job found."""
         arrays = {"scores": scores.values.detach().cpu().numpy()}
-        arrays |= {f"x {k}": v[0] for k, v in measured.curves.items()} | {f"y {k}": v[1] for k, v in measured.curves.items()}
+        arrays |= {f"x {k}": v[0] for k, v in measured.curves.items()} | {
+            f"y {k}": v[1] for k, v in measured.curves.items()
+        }
         arrays |= {f"map {k}": v for k, v in measured.maps.items()}
         facts = {"dims": scores.dims, "extra": scores.extra, "figures": measured.figures, "cost": dict(cost)}
         buffer = io.BytesIO()
-        np.savez(buffer, facts=np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8), **arrays)
+        arrays["facts"] = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
+        np.savez(buffer, allow_pickle=False, **arrays)
         write_atomically(self.partial / f"{name}.npz", buffer.getvalue())
 
     def kept(self, name: str) -> tuple[Explained, Measured, dict[str, float]] | None:
