@@ -336,3 +336,29 @@ def test_wrong_parameters():
 def test_scorecam_takes_one_baseline(cnn, x):
     with pytest.raises(InputError, match="one baseline"):
         ScoreCAM(baseline=torch.zeros(2, 3, 12, 8)).attribute(Network(cnn), x, Y)
+
+
+def test_a_map_beside_its_pooled_vector_is_not_chosen():
+    """Wrapped backbones put out both and go on with the vector: the map beside it has no gradient."""
+
+    class Backbone(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+
+        def forward(self, v):
+            a = self.body(v)
+            return {"last": a * 1, "pooled": a.mean((2, 3))}
+
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.backbone, self.head = Backbone(), nn.Linear(4, 2)
+
+        def forward(self, v):
+            return self.head(self.backbone(v)["pooled"])
+
+    v = torch.randn(1, 3, 8, 8)
+    assert chosen(Wrapped(), v)[0] == "backbone.body"
+    assert GradCAM().attribute(Network(Wrapped()), v, 1).shape == (1, 8, 8)

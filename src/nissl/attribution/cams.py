@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
 from nissl.attribution.base import Method
 from nissl.attribution.gradients import at_least
@@ -299,6 +300,8 @@ class Map:
         Their names: ``("y", "x")``, ``("time",)``, ``("token",)`` …
     patterns : int
         Attention patterns that the network has come by before this site.
+    alone : bool
+        Whether nothing but this activation is put out there.
     """
 
     site: str
@@ -307,6 +310,7 @@ class Map:
     positions: tuple[int, ...]
     dims: tuple[str, ...]
     patterns: int
+    alone: bool = True
 
 
 def maps_of(q: Question) -> list[Map]:
@@ -318,7 +322,8 @@ def maps_of(q: Question) -> list[Map]:
     """
     found: list[Map] = []
     patterns, count, last = 0, 0, False
-    for site in q.network.trace_of(q.ask(scalar=False)).sites(q.network):
+    trace = q.network.trace_of(q.ask(scalar=False))
+    for site in trace.sites(q.network):
         shape = site.shape or ()
         if site.role == "pattern":
             patterns += 1
@@ -331,15 +336,19 @@ def maps_of(q: Question) -> list[Map]:
             dims = q.network.dims_of(site.address, shape)
             axis = next((i for i, d in enumerate(dims) if d in ("channel", "unit")), 0)
             dims = dims[:axis] + dims[axis + 1 :]
+            alone = True
         else:
-            told, told_last = told_channels(q.network.get_module(parse(site.address).module), site)
+            where = parse(site.address)
+            put_out = tree_leaves(trace.shapes[where.part, where.module, where.call or 1])
+            alone = sum(isinstance(t, Tensor) for t in put_out) == 1
+            told, told_last = told_channels(q.network.get_module(where.module), site)
             ends = [i for i in (0, len(shape) - 1) if shape[i] == (told or count)]
             wanted = last if told_last is None else told_last
             axis = ends[0] if len(ends) == 1 else len(shape) - 1 if wanted else 0
             dims = (("time",) if axis == 0 else ("token",), ("y", "x"), ("z", "y", "x"))[len(shape) - 2]
         count, last = shape[axis], axis > 0
         positions = shape[:axis] + shape[axis + 1 :]
-        found.append(Map(site.address, site.role, axis + 1, positions, dims, patterns))
+        found.append(Map(site.address, site.role, axis + 1, positions, dims, patterns, alone))
     return found
 
 
@@ -390,12 +399,13 @@ def map_at(q: Question, maps: Sequence[Map], layer: str | None = None) -> Map:
 
 
 def last_map(q: Question, maps: Sequence[Map]) -> Map:
-    """The last site with channels and at least two positions.
+    """The last site with channels and at least two positions, of modules that put out nothing else.
 
-    Where that is a map of tokens and the network has attention, the last norm before the last attention pattern: behind
-    it only the token that is read out has a gradient.
+    Of several outputs (a map and its pooled vector) it is not known which one the network goes on with.
+    Where the last map is one of tokens and the network has attention, it is the last norm before the last attention
+    pattern: behind it only the token that is read out has a gradient.
     """
-    large = [m for m in maps if math.prod(m.positions) > 1 and parse(m.site).part != "in"]
+    large = [m for m in maps if m.alone and math.prod(m.positions) > 1 and parse(m.site).part != "in"]
     if not large:
         raise InputError(
             f"no site of {q.network.name} has channels at several positions: there is no map to show. Class activation "
