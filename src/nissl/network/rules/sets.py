@@ -564,8 +564,8 @@ class _LRPMode(_ConservingMode):
             return func(x, w, b, *rest, **held)
 
         self.met["first" if self._raw(x) else "layer"] += 1
-        y = apply(x.detach(), w, b)
-        out = self._ruled(name, apply, x, w, b, y)
+        y = apply(x, w, b)
+        out = self._ruled(name, apply, x, w, b, y.detach(), graph=y)
         groups = argument(args, kwargs, 6, "groups", 1) if name.startswith("conv_transpose") else None
         put_mark(out, layer=(name, apply, x, x._version, w, b, groups))
         return out
@@ -612,8 +612,9 @@ class _LRPMode(_ConservingMode):
         b: Tensor | None,
         y: Tensor,
         z: Tensor | None = None,
+        graph: Tensor | None = None,
     ) -> Tensor:
-        """The value y with the composite's rule; z is what the layer gives where that is not y."""
+        """The value y with the composite's rule; z is what the layer gives where that is not y, graph y as torch has it."""
         composite, eps = self.rules.composite, self.rules.epsilon
         out, first, dense = y.clone(), self._raw(x), name == "linear"  # the network may write over `out`, not over y
         flat = x.detach()  # may be written over as well: the backward pass reads no values of it, only copies
@@ -639,7 +640,7 @@ class _LRPMode(_ConservingMode):
             return rewire(out, self._first(apply, flat.clone(), w, b, y, sent), x)
         if dense or composite == "epsilon":
             factor = y / stabilised(y if z is None else z, eps)
-            return rewire(out, lambda g: g * factor, apply(x, w, b))
+            return rewire(out, lambda g: g * factor, apply(x, w, b) if graph is None else graph)
         positive, negative = flat.clamp(min=0), flat.clamp(max=0)
         is_positive = flat >= 0
         one_sided = bool(is_positive.all())  # as after a ReLU: half of the work falls away
