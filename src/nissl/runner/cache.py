@@ -84,8 +84,10 @@ def _save(path: Path, answer: Answer) -> None:
             names.append([name, str(t.dtype).removeprefix("torch.")])
         group.attrs["tensors"] = names
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if not isinstance(error, OSError):
+            raise
         if path.exists():  # another run was faster; its answer is the same
             return
         raise RunFolderError(f"an answer cannot be written to {path.parent}: {error}") from error

@@ -159,8 +159,8 @@ def resolve_site(network: Network, inputs: Inputs, site: str | None, differentia
             embedding = network.embedding_site(inputs)
             if embedding is None:
                 raise InputError(
-                    f"the input holds whole numbers ({tensor.dtype}) and goes through no embedding layer: it has no gradient; "
-                    "name a site inside the network (site=...), or use a method that needs no gradients"
+                    f"the input holds whole numbers ({tensor.dtype}) and goes through no embedding layer: it has no "
+                    "gradient; name a site inside the network (site=...), or use a method that needs no gradients"
                 )
             return embedding
     return site

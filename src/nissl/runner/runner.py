@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -76,7 +77,9 @@ class Explains(Protocol):
 
     differentiates: ClassVar[bool]
 
-    def explain(self, q: Question) -> Generator[Any, Any, Any]: ...
+    def explain(self, q: Question) -> Generator[Any, Any, Any]:
+        """Yield Passes about one example, receive Answers, return scores."""
+        ...
 
 
 @dataclass(eq=False)
@@ -108,7 +111,7 @@ class Runner:
     Parameters
     ----------
     batch_size : int, optional
-        Rows in a batch; measured for each network where not given.
+        Rows in a batch; where not given, as many as hold 8 MB of inputs, between 16 and 1024.
     memory : int, default 1 GiB
         Bytes of answers kept for Passes that are asked again.
     folder : path, optional
@@ -116,12 +119,13 @@ class Runner:
     progress : bool, default True
         Show a progress bar with the time left once a run takes over two seconds.
     tune : bool, default True
-        Measure the fastest memory format (and batch size) of a network once it has been asked for over 64 rows.
+        Measure the fastest memory format of a network for images once it has been asked for over 64 rows.
 
     Notes
     -----
-    Rows are merged only between Passes that agree in everything but their rows, never padded. The same Pass asked twice,
-    by the same or another method, is answered once. When memory runs out the batch is halved and the work goes on.
+    Rows are merged only between Passes that agree in everything but their rows, never padded. The same Pass asked
+    twice, by the same or another method, is answered once. When memory runs out the batch is halved and the work goes
+    on.
     """
 
     def __init__(
@@ -189,7 +193,8 @@ class Runner:
         target : Target, class indices, callable or None
             What is explained; None is each example's top class.
         site : str, optional
-            Where scores are wanted; by default at the input (for token ids: their embedding, where a gradient is needed).
+            Where scores are wanted; by default at the input (for token ids, where a gradient is needed, at their
+            embedding).
         seed : int
 
         Returns
@@ -302,7 +307,8 @@ class _Drive:
             wanted = self.runner.batch_size
             if wanted is None:
                 row = sum(v[0].numel() * v.element_size() for v in question.inputs.values() if isinstance(v, Tensor))
-                wanted = int(np.clip(2**23 // max(row, 1), 16, 1024))
+                # about 8 MB of input: enough to keep a processor busy, few enough for its caches
+                wanted = int(np.clip(2 ** round(np.log2(2**23 / max(row, 1))), 4, 1024))
             self.limits[id(network)] = wanted
         return self.limits[id(network)]
 
@@ -349,8 +355,7 @@ class _Drive:
             known = self.runner.cache.get(key)
             if known is not None:
                 cost.reused += question.n
-                r.answers[slot] = _with_scalar(_to(known, network.device), late)
-                r.missing -= 1
+                _hand(_to(known, network.device), r, slot, late)
                 return
             if key in self.under_way:
                 cost.reused += question.n
@@ -374,10 +379,11 @@ class _Drive:
         """Answer one batch of a queue."""
         queue = self.queues[group]
         network = queue[0][0].network
+        limit = self._limit(group)
         if self.runner.tune and self.asked.get(id(network), 0) > 64:
             self.asked[id(network)] = -(2**62)
-            tune_format(network, queue[0][0].question)
-        limit = self._limit(group)
+            some = merge([ticket.question[slice(0, 8)] for ticket, _ in islice(queue, 8)])
+            tune_format(network, some, min(limit, 8))
         parts: list[tuple[_Ticket, slice]] = []
         size = 0
         while queue and size < limit:
@@ -419,21 +425,19 @@ class _Drive:
     def _run(self, network: Network, parts: list[Pass]) -> Answer:
         """Answer a batch; in halves where memory does not hold it."""
         question = merge(parts)
+        step = question.rules.group if question.rules is not None else 1
         try:
-            answer = network.run(question)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
+            return network.run(question)
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error) or question.n <= step:
                 raise
-            step = question.rules.group if question.rules is not None else 1
-            if question.n <= step:
-                raise
-            half = max(question.n // 2 // step * step, step)
-            self.limits[id(network)] = max(half, 1)
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            first = self._run(network, [question[slice(0, half)]])
-            return concatenate([first, self._run(network, [question[slice(half, question.n)]])])
-        return answer
+        # Only here, behind the handler: the error holds the frames that fill the memory.
+        half = max(question.n // 2 // step * step, step)
+        self.limits[id(network)] = min(half, self.limits.get(id(network), half))
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        halves = [question[slice(0, half)], question[slice(half, question.n)]]
+        return concatenate([self._run(network, [part]) for part in halves])
 
     @staticmethod
     def _nonfinite(ticket: _Ticket, rows: slice, answer: Answer) -> NonFiniteError | None:
@@ -454,10 +458,10 @@ class _Drive:
                 self.runner.cache.put(ticket.key, answer)
         for r, slot, late in ticket.waiting:
             if ticket.error is None:
-                r.answers[slot] = _with_scalar(answer, late)
+                _hand(answer, r, slot, late)
             else:
                 r.error = ticket.error
-            r.missing -= 1
+                r.missing -= 1
         for r, _, _ in ticket.waiting:
             if not r.missing and r in self.running:
                 r.missing = -1  # a job that waits in two slots goes on once
@@ -471,11 +475,17 @@ def is_finite(answer: Answer) -> bool:
     )
 
 
-def _with_scalar(answer: Answer, of: Target | None) -> Answer:
-    if of is None:
-        return answer
-    assert answer.output is not None
-    return dataclasses.replace(answer, scalar=of(answer.output))
+def _hand(answer: Answer, r: _Running, slot: int, of: Target | None) -> None:
+    """Give an answer, with the scalar that is wanted of its output, to who waits for it."""
+    if of is not None:
+        assert answer.output is not None
+        answer = dataclasses.replace(answer, scalar=of(answer.output))
+        if not is_finite(answer) and not bool(torch.isfinite(answer.tensors()["scalar"]).all()):
+            r.error = NonFiniteError(
+                f"target {of.name!r} is NaN or infinite though the output is finite ({r.job.name}, {r.job.key})"
+            )
+    r.answers[slot] = answer
+    r.missing -= 1
 
 
 def _to(answer: Answer, device: torch.device) -> Answer:
@@ -498,16 +508,19 @@ def tune_format(network: Network, question: Pass, rows: int = 8) -> None:
         return
     times: dict[torch.memory_format, float] = {}
     outputs: dict[torch.memory_format, Tensor] = {}
-    for form in (torch.contiguous_format, torch.channels_last):
-        network.memory_format = form
-        taken = []
-        for _ in range(3):
-            started = time.perf_counter()
-            output = network.run(Pass(inputs)).output
-            taken.append(time.perf_counter() - started)
-            assert output is not None
-            outputs[form] = output
-        times[form] = min(taken)
+    try:
+        for form in (torch.contiguous_format, torch.channels_last):
+            network.memory_format = form
+            taken = []
+            for _ in range(3):
+                started = time.perf_counter()
+                output = network.run(Pass(inputs)).output
+                taken.append(time.perf_counter() - started)
+                assert output is not None
+                outputs[form] = output
+            times[form] = min(taken)
+    finally:
+        network.memory_format = torch.preserve_format
     same = torch.allclose(outputs[torch.contiguous_format], outputs[torch.channels_last], rtol=1e-3, atol=1e-4)
     faster = times[torch.channels_last] < 0.95 * times[torch.contiguous_format]
     network.memory_format = torch.channels_last if same and faster else torch.contiguous_format
