@@ -318,11 +318,15 @@ class Network:
         return moved.clone() if moved.data_ptr() == t.data_ptr() else moved
 
     def _place(self, question: Pass) -> Pass:
-        edits = tuple(
-            e if e.value is None or e.value.device == self.device else replace(e, value=e.value.to(self.device))
-            for e in question.edits
-        )
-        return question.on(self.place(question.inputs), edits)
+        def here(t: Tensor) -> Tensor:
+            moved = t.to(self.device)
+            return moved.clone() if moved.is_inference() else moved
+
+        edits = tuple(e if e.value is None else replace(e, value=here(e.value)) for e in question.edits)
+        of = question.of
+        if of is not None:
+            of = replace(of, values=tuple(map(here, of.values)))
+        return question.on(self.place(question.inputs), edits, of)
 
     @contextmanager
     def _quiet(self, gradients: bool) -> Iterator[None]:
@@ -389,7 +393,7 @@ class Network:
         Parameters
         ----------
         pattern : str, default "*"
-            Such as ``"features.*"``, ``"*:pattern"``, ``"*:in"``.
+            Such as ``"features.*"``, ``"*:pattern"``, ``"*:in"``; without ``#`` it matches every call.
         inputs : optional
             What the network takes: one row is run to learn shapes, once for each shape. Not needed once a Pass has
             been run.
@@ -410,7 +414,11 @@ class Network:
         else:
             with self._alone():
                 found = self.trace_of().sites(self)
-        matching = [s for s in found if fnmatch.fnmatchcase(s.address, pattern)]
+        matching = [
+            s
+            for s in found
+            if any(fnmatch.fnmatchcase(address, pattern) for address in (s.address, s.address.partition("#")[0]))
+        ]
         if ":in" not in pattern:
             matching = [s for s in matching if ":in" not in s.address]
         return matching
@@ -596,7 +604,7 @@ class _Predictor(nn.Module):
             array = array.reshape(len(array), -1)
         try:
             out = self.predict(array)
-        except NisslError:
+        except (NisslError, MemoryError):
             raise
         except Exception as error:
             hint = " (is it fitted?)" if self.is_estimator else ""

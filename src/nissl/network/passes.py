@@ -145,9 +145,9 @@ class Pass:
         put(self, "rules", rules)
         put(self, "output", bool(output) or (self.of is not None and self.of.site is None))
 
-    def on(self, inputs: Inputs, edits: tuple[Edit, ...]) -> Pass:
-        """The same question on other inputs and edits of the same form."""
-        return _build(inputs, edits, self.of, self)
+    def on(self, inputs: Inputs, edits: tuple[Edit, ...], of: Target | None) -> Pass:
+        """The same question on other inputs, edits and target of the same form."""
+        return _build(inputs, edits, of, self)
 
     def __getitem__(self, index: slice) -> Pass:
         """Some rows of the pass."""
