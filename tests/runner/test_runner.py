@@ -15,7 +15,7 @@ import nissl.runner.runner as runner_module
 from nissl.attribution.gradients import IntegratedGradients, SmoothGrad
 from nissl.attribution.perturbation import RISE, Occlusion
 from nissl.errors import InputError, NisslError, NonFiniteError, TargetError
-from nissl.network import Add, Apply, RelP, Network, Pass, Rescale, Set, target
+from nissl.network import Add, Apply, Network, Pass, RelP, Rescale, Set, target
 from nissl.runner import Job, Runner, explained
 from nissl.runner.runner import tune_format
 
