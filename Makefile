@@ -2,6 +2,7 @@
 # make audit     judge the methods on a trained ImageNet network and real photographs; report in runs/demo
 # make test      everything that CI runs
 # make docs      the documentation, in site/
+# make bench     side by side with captum, quantus and zennit; numbers in runs/bench.json (benchmarks/README.md)
 # Stamp files in .venv remember what is installed, so a second call costs nothing.
 
 PYTHON ?= python3
@@ -11,9 +12,10 @@ PIP := $(BIN)/pip --disable-pip-version-check
 REQUIREMENTS := pyproject.toml constraints.txt
 OUT ?= runs/demo
 PYTEST_ARGS ?= -n auto --maxprocesses 4
+BENCH_ARGS ?=
 
 .DEFAULT_GOAL := install
-.PHONY: install demo dev audit test lint types docs tables clean
+.PHONY: install demo dev audit bench test lint types docs tables clean
 
 install: $(VENV)/.installed
 demo: $(VENV)/.demo
@@ -34,8 +36,15 @@ $(VENV)/.dev: $(VENV)/.demo
 	$(PIP) install -q -c constraints.txt -e '.[demo,dev]'
 	touch $@
 
+$(VENV)/.bench: $(VENV)/.demo
+	$(PIP) install -q -c constraints.txt -e '.[demo,bench]'
+	touch $@
+
 audit: $(VENV)/.demo
 	$(BIN)/nissl audit --out $(OUT)
+
+bench: $(VENV)/.bench
+	$(BIN)/python -m benchmarks --json runs/bench.json $(BENCH_ARGS)
 
 test: lint types docs
 	$(BIN)/pytest $(PYTEST_ARGS)

@@ -63,7 +63,7 @@ def elsewhere(name: str, given: argparse.Namespace) -> Result:
     if not python:
         lacks = ", ".join(missing(name))
         hint = f"set {PEER_PYTHON} to a Python that has it (benchmarks/requirements-zennit.txt)"
-        return Result(name, lacks, None, "", {}, skipped=f"{lacks} is not installed here; {hint}")
+        return Result(name, lacks, None, "", skipped=f"{lacks} is not installed here; {hint}")
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "result.json"
         command = [python, "-m", "benchmarks", "--only", name, "--json", str(out)]
@@ -96,14 +96,9 @@ def run(given: argparse.Namespace, console: Console) -> tuple[list[Result], dict
             results.append(elsewhere(name, given))
         else:
             memory = None
-            if not given.no_memory and name != "whole_audit":
+            if not given.no_memory:
                 memory = lambda contender, name=name: peak_in_child(name, contender, given.examples, given.threads)  # noqa: E731
-            result = measure(build(name, s, given.sanity_examples), given.repeats, memory)
-            if name == "whole_audit":
-                from benchmarks.whole_audit import where_time_goes
-
-                result.extra = where_time_goes(s, given.sanity_examples)
-            results.append(result)
+            results.append(measure(build(name, s, given.sanity_examples), given.repeats, memory))
         if results and not results[-1].equal:
             console.print(f"  {results[-1].name}: results differ: {results[-1].differences}", style="red")
     return results, growing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 from unittest import mock
 
 import captum.attr as ca
@@ -37,7 +38,7 @@ def integrated_gradients(s: Subject) -> Case:
 
 def smoothgrad(s: Subject) -> Case:
     ours = SmoothGrad(samples=SAMPLES, noise=NOISE)
-    tunnel = ca.NoiseTunnel(ca.Saliency(s.module))
+    tunnel: Any = ca.NoiseTunnel(ca.Saliency(s.module))
     spread = [float(NOISE * (x.max() - x.min())) for x in s.x]  # float32, as nissl has it
     at_once = max(s.batch // s.n, 1)
 

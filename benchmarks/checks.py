@@ -26,7 +26,8 @@ from nissl.trust.sanity import WeightRandomisation
 STEPS = 8
 """Of the integrated gradients that are checked."""
 
-QUIET: dict[str, Any] = {"disable_warnings": True, "abs": False, "normalise": False}
+PLAIN: dict[str, Any] = {"disable_warnings": True, "abs": False, "normalise": False, "perturb_baseline": 0.0}
+"""Scores as they are, features replaced by 0."""
 
 
 def checked_scores(s: Subject) -> xr.DataArray:
@@ -64,9 +65,9 @@ def deletion(s: Subject) -> Case:
     def theirs() -> dict[str, np.ndarray]:
         return {
             order: np.array(
-                quantus.RegionPerturbation(
-                    patch_size=s.region, order=order, regions_evaluation=n_regions, perturb_baseline=0.0, **QUIET
-                )(s.module, s.x_numpy, s.y_numpy, by_position(scores), softmax=False)
+                quantus.RegionPerturbation(patch_size=s.region, order=order, regions_evaluation=n_regions, **PLAIN)(
+                    s.module, s.x_numpy, s.y_numpy, by_position(scores), softmax=False
+                )
             )
             for order in ("morf", "lerf")
         }
@@ -141,7 +142,7 @@ def infidelity_quantus(s: Subject) -> Case:
     scores = checked_scores(s)
     n_regions = (s.side // s.region) ** 2
     check = Subsets(samples=SAMPLES, size=s.region, baseline="zero")
-    metric = quantus.Infidelity(perturb_patch_sizes=[s.region], n_perturb_samples=1, perturb_baseline=0.0, **QUIET)
+    metric = quantus.Infidelity(perturb_patch_sizes=[s.region], n_perturb_samples=1, **PLAIN)
 
     def ours(network: nissl.Network) -> Any:
         return check.evaluate(network, s.x, scores, s.y, runner=s.runner())

@@ -42,8 +42,10 @@ class Case:
         The network, on which rows are counted.
     note : str
         Where definitions differ.
-    repeats : int or None
-        Fewer timed runs than asked for, where a run takes minutes.
+    once : bool
+        A run takes minutes: it is counted, timed and compared in one, without warming up.
+    extra : function
+        What else the runs have shown.
     """
 
     name: str
@@ -53,7 +55,8 @@ class Case:
     differences: Callable[[], dict[str, tuple[float, float]]]
     module: nn.Module
     note: str = ""
-    repeats: int | None = None
+    once: bool = False
+    extra: Callable[[], dict[str, Any]] = dict
 
 
 @dataclass
@@ -64,7 +67,7 @@ class Result:
     peer: str
     aim: float | None
     note: str
-    differences: dict[str, tuple[float, float]]
+    differences: dict[str, tuple[float, float]] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, list[float]] = field(default_factory=dict)
     """Of the processor with one thread, which other work on the machine hardly changes; else the same as `wall`."""
@@ -191,10 +194,23 @@ def peak_in_child(case: str, contender: str, examples: int, threads: int) -> flo
 
 def measure(case: Case, repeats: int, memory: Callable[[str], float] | None) -> Result:
     """Compare results, count rows, time, and take the peak memory of each contender."""
-    result = Result(case.name, case.peer, case.aim, case.note, case.differences())
-    for name, work in case.contenders.items():  # also warms up
-        result.rows[name] = count_rows(case.module, work)
-    result.time(case.contenders, min(repeats, case.repeats or repeats))
-    if memory is not None:
-        result.memory = {name: memory(name) for name in case.contenders}
+    result = Result(case.name, case.peer, case.aim, case.note)
+
+    def counted(name: str, work: Callable[[], Any]) -> Callable[[], None]:
+        def run() -> None:
+            result.rows[name] = count_rows(case.module, work)
+
+        return run
+
+    if case.once:
+        result.time({name: counted(name, work) for name, work in case.contenders.items()}, 1)
+        result.differences = case.differences()
+    else:
+        result.differences = case.differences()
+        for name, work in case.contenders.items():
+            counted(name, work)()
+        result.time(case.contenders, repeats)
+        if memory is not None:
+            result.memory = {name: memory(name) for name in case.contenders}
+    result.extra = case.extra()
     return result

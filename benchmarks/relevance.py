@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from zennit.attribution import Gradient
-from zennit.canonizers import AttributeCanonizer, CompositeCanonizer, NamedMergeBatchNorm
-from zennit.composites import LayerMapComposite
-from zennit.layer import Sum
-from zennit.rules import Epsilon, Norm, Pass
-from zennit.types import Activation, AvgPool, Convolution, Linear
+from zennit.attribution import Gradient  # pyright: ignore[reportMissingImports]
+from zennit.canonizers import AttributeCanonizer, CompositeCanonizer, NamedMergeBatchNorm  # pyright: ignore[reportMissingImports]
+from zennit.composites import LayerMapComposite  # pyright: ignore[reportMissingImports]
+from zennit.layer import Sum  # pyright: ignore[reportMissingImports]
+from zennit.rules import Epsilon, Norm, Pass  # pyright: ignore[reportMissingImports]
+from zennit.types import Activation, AvgPool, Convolution, Linear  # pyright: ignore[reportMissingImports]
 
 from benchmarks.measure import SAME, Case, relative
 from benchmarks.subject import Subject
