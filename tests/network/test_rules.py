@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from nissl import Network, Pass
 from nissl.errors import InputError, RuleError
 from nissl.network.rules import AttnLRP, Deconvolution, Guided, LRPRules, RelP, Rescale, Rules, unmark
+from nissl.network.rules.mode import stabilised
 
 ORACLES = Path(__file__).parents[2] / ".." / "shared" / "oracles"
 
@@ -308,6 +309,7 @@ def test_rescale_is_complete(name: str, dtype: torch.dtype) -> None:
     x, b = torch.randn(5, *shape).to(dtype), torch.randn(5, *shape).to(dtype)
     b[0] = x[0]  # no change at all: plain gradient, nothing divided by zero
     b[1] = x[1] + 1e-7
+    b[2] = x[2] + 1e-3
     y, g, _ = modified(Rescale(), net, paired(x, b), lambda out: out[:, 2].sum())
     change = y[0::2, 2] - y[1::2, 2]
     total = (g[0::2] * (x - b)).flatten(1).sum(1)
@@ -701,6 +703,32 @@ def test_an_unmarked_tensor_is_not_merged_past() -> None:
         y = norm(h)
     g = torch.autograd.grad(y.sum(), h)[0]
     assert gap(g, (norm.weight / (norm.running_var + norm.eps) ** 0.5)[:, None].expand_as(g)) < 1e-12
+
+
+def test_a_layer_whose_input_was_written_over_is_not_merged_with_its_norm() -> None:
+    torch.manual_seed(21)
+    conv, norm = frozen(nn.Conv1d(2, 3, 2)), frozen(nn.BatchNorm1d(3))
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2)
+    x = torch.randn(2, 2, 5).double()
+
+    def f(v: Tensor, late: bool) -> Tensor:
+        h = v * 1
+        y = conv(h)
+        if late:
+            h.add_(1)
+        else:
+            unmark(y)
+        return norm(y)
+
+    rules = LRPRules("epsilon_plus")
+    assert torch.equal(modified(rules, lambda v: f(v, True), x)[1], modified(rules, lambda v: f(v, False), x)[1])
+    assert gap(modified(rules, lambda v: norm(conv(v)), x)[1], modified(rules, lambda v: f(v, False), x)[1]) > 1e-3
+
+
+def test_stabiliser_keeps_signs_and_counts_zero_as_positive() -> None:
+    y = torch.tensor([-2.0, -0.0, 0.0, 3.0])
+    assert stabilised(y, 0.5).tolist() == [-2.5, 0.5, 0.5, 3.5]
 
 
 def test_normalisation_inside_the_network_moves_no_relevance_before_a_special_first_layer() -> None:
