@@ -77,31 +77,36 @@ def elsewhere(name: str, given: argparse.Namespace) -> Result:
     return Result(**{f.name: found[f.name] for f in dataclasses.fields(Result)})
 
 
-def run(given: argparse.Namespace, console: Console) -> tuple[list[Result], dict[str, Any] | None]:
-    """Measure what was asked for."""
-    s = demo(given.examples)
-    results: list[Result] = []
-    growing = None
-    for name in given.only:
-        console.print(f"{name} ...", style="dim")
-        if name == "overhead":
-            from benchmarks.kernel import overhead
+def run(name: str, s: Subject, given: argparse.Namespace) -> Result:
+    """Measure one case."""
+    if name == "overhead":
+        from benchmarks.kernel import overhead
 
-            results.append(overhead(s, max(5 * given.repeats, 3)))
-        elif name == "growth":
-            from benchmarks.kernel import growth
+        return overhead(s, max(5 * given.repeats, 3))
+    if missing(name):
+        return elsewhere(name, given)
+    memory = None
+    if not given.no_memory:
+        memory = lambda contender: peak_in_child(name, contender, given.examples, given.threads)  # noqa: E731
+    return measure(build(name, s, given.sanity_examples), given.repeats, memory)
 
-            growing = growth(demo(8))
-        elif missing(name):
-            results.append(elsewhere(name, given))
-        else:
-            memory = None
-            if not given.no_memory:
-                memory = lambda contender, name=name: peak_in_child(name, contender, given.examples, given.threads)  # noqa: E731
-            results.append(measure(build(name, s, given.sanity_examples), given.repeats, memory))
-        if results and not results[-1].equal:
-            console.print(f"  {results[-1].name}: results differ: {results[-1].differences}", style="red")
-    return results, growing
+
+def record(results: list[Result], growing: dict[str, Any] | None, given: argparse.Namespace) -> dict[str, Any]:
+    """Everything that was measured, and on what."""
+    packages = ("nissl", "torch", "captum", "quantus", "zennit", "numpy")
+    return {
+        "cases": [
+            dataclasses.asdict(r)
+            | {k: getattr(r, k) for k in ("median_ratio", "memory_ratio", "equal", "met")}
+            | {"ratio": r.ratio(), "ratio in the same format": r.ratio("nissl, contiguous")}
+            for r in results
+        ],
+        "growth": growing,
+        "examples": given.examples,
+        "threads": given.threads,
+        "versions": {p: installed(p) for p in packages} | {"python": platform.python_version()},
+        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+    }
 
 
 def number(value: float | None) -> str:
@@ -160,31 +165,27 @@ def main() -> None:
         print(json.dumps({"peak": peak(work)}))
         return
     console = Console(width=170)
-    results, growing = run(given, console)
+    s = demo(given.examples)
+    results: list[Result] = []
+    growing = None
+    for name in given.only:
+        console.print(f"{name} ...", style="dim")
+        if name == "growth":
+            from benchmarks.kernel import growth
+
+            growing = growth(demo(8))
+            console.print(f"growth with examples: {growing}")
+        else:
+            results.append(r := run(name, s, given))
+            found = {k: f"{v:.1e} (allowed {most:.0e})" for k, (v, most) in r.differences.items()}
+            for key, value in {"skipped": r.skipped, "differences": found, "note": r.note, **r.extra}.items():
+                if value:
+                    console.print(f"  {key}: {value}")
+        if given.json is not None:  # after each case, so that an interrupted run leaves what it has
+            given.json.parent.mkdir(parents=True, exist_ok=True)
+            given.json.write_text(json.dumps(record(results, growing, given), indent=1))
     if results:
         console.print(table(results))
-    for r in results:
-        for key, value in {"skipped": r.skipped, **r.extra}.items():
-            if value:
-                console.print(f"{r.name}: {key}: {value}")
-    if growing:
-        console.print(f"growth with examples: {growing}")
-    if given.json is not None:
-        packages = ("nissl", "torch", "captum", "quantus", "zennit", "numpy")
-        record = {
-            "cases": [
-                dataclasses.asdict(r) | {"ratio": r.ratio(), "median_ratio": r.median_ratio, "equal": r.equal,
-                                         "memory_ratio": r.memory_ratio, "met": r.met}
-                for r in results
-            ],
-            "growth": growing,
-            "examples": given.examples,
-            "threads": given.threads,
-            "versions": {p: installed(p) for p in packages} | {"python": platform.python_version()},
-            "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
-        }  # fmt: skip
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(record, indent=1))
     if any(not r.equal for r in results):
         sys.exit(1)
 
