@@ -467,8 +467,9 @@ def test_an_error_in_one_generator_closes_the_others():
             raise
 
     net = Network(Counted())
+    held = [ask(i) for i in range(5)]
     with pytest.raises(ZeroDivisionError):
-        list(quiet(100).drive([Job("job", i, net, lambda i=i: ask(i)) for i in range(5)]))
+        list(quiet(100).drive([Job("job", i, net, lambda i=i: held[i]) for i in range(5)]))
     assert sorted(closed) == [0, 1, 3, 4]
 
 
@@ -482,7 +483,9 @@ def test_who_stops_listening_closes_the_generators():
         finally:
             closed.append(i)
 
-    running = quiet(2).drive([Job("job", i, Network(Counted()), lambda i=i: ask(i)) for i in range(3)])
+    # held here, so that they are not closed just by being forgotten
+    held = [ask(i) for i in range(3)]
+    running = quiet(2).drive([Job("job", i, Network(Counted()), lambda i=i: held[i]) for i in range(3)])
     next(running)
     running.close()
     assert sorted(closed) == [0, 1, 2]
