@@ -776,6 +776,7 @@ def test_operations_without_a_rule_raise_once_relevance_reaches_them() -> None:
         (lambda x: x.exp(), "exp"),
         (lambda x: x.var(-1), "var"),
         (lambda x: (x * x).sum(-1).sqrt(), "sqrt"),
+        (lambda x: x.softmax(-1) @ torch.randn(6, 2).double(), "softmax"),
         (lambda x: x.log_softmax(-1), "log_softmax"),
         (lambda x: 1 / x, "rdiv"),
         (lambda x: x / x.roll(1), "div"),
