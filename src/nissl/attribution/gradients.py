@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -101,7 +102,7 @@ class IntegratedGradients(Method):
         """See `Method.explain`."""
         x = yield from q.value()
         b = yield from baseline_of(self.baseline, q, x)
-        alphas, weights = (torch.from_numpy(a).to(x) for a in path(self.steps, self.quadrature))
+        alphas, weights = (torch.tensor(a).to(x) for a in path(self.steps, self.quadrature))
         mean = torch.zeros_like(x)
         for s in chunks(self.steps):
             a = alphas[s].reshape(-1, *[1] * (x.ndim - 1))
@@ -255,6 +256,7 @@ class ExpectedGradients(Method):
         return explained(q, total / self.samples)
 
 
+@lru_cache(maxsize=32)
 def path(steps: int, quadrature: str) -> tuple[np.ndarray, np.ndarray]:
     """Points in [0, 1] and weights that sum to 1."""
     k = np.arange(steps)

@@ -127,6 +127,9 @@ class LRP(Method):
         Smallest and largest value that the first layer can receive, for composites with ``_box``. By default those of
         each example, widened to hold zero: right where inputs are normalised before they reach the network, to be given
         where the network normalises them itself.
+    merging : {"zennit", "exact"}, default "zennit"
+        How a batch norm is merged with the layer before it: with zennit's numbers, or without its division by
+        sqrt(1 + eps) that moves the output by 5e-6 (torch's eps) to 5e-4 (eps 1e-3) a layer.
 
     Notes
     -----
@@ -145,6 +148,7 @@ class LRP(Method):
     gamma: float = 0.25
     low: float | None = None
     high: float | None = None
+    merging: str = "zennit"
 
     name: ClassVar[str] = "lrp"
     title: ClassVar[str] = "Layer-wise relevance propagation"
@@ -169,7 +173,9 @@ class LRP(Method):
             low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
             if low == high:
                 raise InputError("an input that is zero everywhere has no range to make a box of: give low= and high=")
-        return LRPRules(self.composite, gamma=self.gamma, epsilon=self.epsilon, low=low, high=high)
+        return LRPRules(
+            self.composite, gamma=self.gamma, epsilon=self.epsilon, low=low, high=high, merging=self.merging
+        )
 
     def explain(self, q: Question) -> Asking[Explained]:
         """See `Method.explain`."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from nissl.errors import InputError, NisslError, NonFiniteError
 from nissl.network import Answer, Network, Pass, Target
 from nissl.network.passes import concatenate, merge, n_rows, rows_of
-from nissl.network.target import as_target
+from nissl.network.target import as_target, class_logit, top_class
 from nissl.runner.cache import AnswerCache
 from nissl.runner.question import Question
 from nissl.runner.scores import build_scores
@@ -239,7 +239,11 @@ class Runner:
 
 
 def make_questions(network: Network, inputs: Any, target: Any = None, seed: int = 0) -> list[Question]:
-    """One Question for each example, after checking inputs and target."""
+    """One Question for each example, after checking inputs and target.
+
+    Where no target is given, the class that the network predicts for each example is settled here: methods run variants of
+    the example, and the question must not move to another class with them.
+    """
     if not isinstance(network, Network):
         raise InputError(f"a Network is needed, got {type(network).__name__}; write nissl.Network(model)")
     placed = network.place(inputs)
@@ -248,10 +252,21 @@ def make_questions(network: Network, inputs: Any, target: Any = None, seed: int 
             bad = (~torch.isfinite(value).reshape(len(value), -1).all(1)).nonzero()[:, 0].tolist()
             raise InputError(f"input {name!r} holds NaN or infinity in examples {bad[:10]}")
     n = n_rows(placed)
-    of = as_target(target).rows(n)
+    of = (_predicted(network, placed) if target is None else as_target(target)).rows(n)
     return [
         Question(network, rows_of(placed, slice(i, i + 1)), of[slice(i, i + 1)], seed=seed, example=i) for i in range(n)
     ]
+
+
+def _predicted(network: Network, inputs: Inputs, rows: int = 16) -> Target:
+    """Each example's predicted class; where outputs are no table of classes, the largest output."""
+    classes = []
+    for start in range(0, n_rows(inputs), rows):
+        output = network.run(Pass(rows_of(inputs, slice(start, start + rows)))).output
+        if output is None or output.ndim > 2:
+            return top_class()
+        classes.append(output.argmax(1) if output.ndim == 2 else torch.zeros(len(output), dtype=torch.long))
+    return class_logit(torch.cat(classes).cpu())
 
 
 class _Drive:
