@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nissl.errors import InputError, NisslError, NonFiniteError
 from nissl.network import Answer, Network, Pass, Target
-from nissl.network.passes import concatenate, merge, n_rows, rows_of
+from nissl.network.passes import Inputs, concatenate, merge, n_rows, rows_of
 from nissl.network.target import as_target, class_logit, top_class
 from nissl.runner.cache import AnswerCache
 from nissl.runner.question import Question
