@@ -51,7 +51,7 @@ test: lint types docs
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
-	$(BIN)/ruff format --check
+	$(BIN)/ruff format --check src tests benchmarks tools
 
 types: $(VENV)/.dev
 	$(BIN)/pyright
