@@ -54,7 +54,7 @@ def growth(s: Subject, examples: tuple[int, ...] = (2, 4, 8), repeats: int = 1) 
     """Rows and seconds of a small audit for growing numbers of examples, and the exponents of their growth."""
 
     def work(n: int) -> int:
-        few = s.first(n)
+        few = s.some(slice(0, n))
         runner = few.runner()
         audit(
             few.contiguous, few.x, few.y, methods=["ixg", "gradcam", "ig(steps=8)"], checks=["curves", "subsets"],

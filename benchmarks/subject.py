@@ -70,9 +70,9 @@ class Subject:
     def y_numpy(self) -> np.ndarray:
         return self.y.numpy()
 
-    def first(self, n: int) -> Subject:
+    def some(self, examples: slice) -> Subject:
         """The same network on fewer examples."""
-        return Subject(self.module, self.x[:n], self.y[:n], self.layer, self.batch)
+        return Subject(self.module, self.x[examples], self.y[examples], self.layer, self.batch)
 
     def scores(self, method: Method, network: nissl.Network | None = None) -> Tensor:
         """Scores of all examples by nissl, by default in the peers' memory format."""
