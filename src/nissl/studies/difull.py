@@ -159,7 +159,7 @@ def on_digits(network: Network, x: Tensor, y: Tensor, n_grids: int, seed: int, p
     )  # fmt: skip
 
 
-def on_photographs(n_grids: int = 20, seed: int = 0, progress: bool = False) -> GroundTruth:
+def on_photographs(n_grids: int = 12, seed: int = 0, progress: bool = False) -> GroundTruth:
     """EfficientNet-Lite0 and the 20 photographs of the demo; smoothing with about half a cell."""
     from nissl.sources.data import load_data
     from nissl.sources.models import load_model
