@@ -9,9 +9,11 @@ from nissl.network import (
     Answer,
     Apply,
     Edit,
+    LanguageModel,
     Network,
     Pass,
     Patch,
+    Rollout,
     Scale,
     Set,
     Site,
@@ -22,6 +24,6 @@ from nissl.runner import Runner
 from nissl.trust.audit import AuditResult, audit
 
 __all__ = [
-    "Ablate", "Add", "Answer", "Apply", "AuditResult", "Edit", "Network", "Pass", "Patch", "Runner", "Scale", "Set",
+    "Ablate", "Add", "Answer", "Apply", "AuditResult", "Edit", "LanguageModel", "Network", "Pass", "Patch", "Rollout", "Runner", "Scale", "Set",
     "Site", "Target", "audit", "errors", "target",
 ]  # fmt: skip

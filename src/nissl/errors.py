@@ -1,5 +1,10 @@
 """The errors nissl raises: what was given, what was expected, what to do."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class NisslError(Exception):
     """Base of every error that nissl raises on purpose."""
@@ -39,3 +44,32 @@ class RunFolderError(NisslError, OSError):
 
 class MissingExtraError(NisslError, ImportError):
     """An optional dependency is needed; says which extra installs it."""
+
+
+def said(error: BaseException) -> str:
+    """An error in one line: its type and what it says."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error is about memory that is not there."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(
+        words in text for words in ("out of memory", "can't allocate memory", "cannot allocate memory")
+    )
+
+
+@contextmanager
+def blame(kind: type[NisslError], what: str) -> Iterator[None]:
+    """Raise errors of code that is not nissl's, such as a model or a user's function, as one of nissl's own.
+
+    Want of memory stays what it is: the Runner takes smaller batches then.
+    """
+    try:
+        yield
+    except NisslError:
+        raise
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        raise kind(f"{what}: {said(error)}") from error

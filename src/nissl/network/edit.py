@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from nissl.errors import InputError, SiteError
+from nissl.arguments import at_least
+from nissl.errors import InputError, SiteError, blame
 from nissl.network.site import parse
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ class Edit:
         n = t.shape[0]
         if self.kind == "apply":
             assert self.function is not None
-            new = self.function(t)
+            with blame(InputError, f"edit at {self.site!r}: the function failed"):
+                new = self.function(t)
             if not isinstance(new, Tensor) or new.shape != t.shape:
                 got = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
                 raise InputError(f"edit at {self.site!r}: the function must keep shape {tuple(t.shape)}, it gave {got}")
@@ -98,6 +100,11 @@ class Edit:
 
     def _fit(self, t: Tensor, axis: int) -> Tensor:
         assert self.value is not None
+        whole = not (t.is_floating_point() or t.is_complex())
+        if whole and self.value.is_floating_point() and bool((self.value != self.value.round()).any()):
+            raise InputError(
+                f"edit at {self.site!r}: the activation holds whole numbers ({t.dtype}), the value does not"
+            )
         # A stubbed module hands on a tensor without data (see Network.run); what is set there keeps its own device.
         device = self.value.device if t.is_meta else t.device
         value = self.value.to(device=device, dtype=t.dtype if not self.value.is_complex() else None)
@@ -112,16 +119,19 @@ class Edit:
             value = value.reshape(shape)
         elif value.ndim >= 2:
             value = _after_rows(value, t.ndim)
+        self._require_fit("value", self.value, value, t)
+        return value
+
+    def _require_fit(self, name: str, given: Tensor, spread: Tensor, t: Tensor) -> None:
         try:
-            ok = torch.broadcast_shapes(value.shape, t.shape) == t.shape
+            fits = torch.broadcast_shapes(spread.shape, t.shape) == t.shape
         except RuntimeError:
-            ok = False
-        if not ok:
+            fits = False
+        if not fits:
             raise InputError(
-                f"edit at {self.site!r}: value of shape {tuple(self.value.shape)} does not fit an activation of shape "
+                f"edit at {self.site!r}: {name} of shape {tuple(given.shape)} does not fit an activation of shape "
                 f"{tuple(t.shape)} (rows first)"
             )
-        return value
 
     def _mask(self, t: Tensor, axis: int, n: int) -> Tensor | None:
         mask: Tensor | None = None
@@ -130,7 +140,9 @@ class Edit:
             return more if mask is None else mask & more
 
         if self.where is not None:
-            mask = both(_after_rows(self.where.to(t.device), t.ndim))
+            where = _after_rows(self.where.to(t.device), t.ndim)
+            self._require_fit("where", self.where, where, t)
+            mask = both(where)
         if self.rows is not None:
             mask = both(self.rows.to(t.device).reshape(n, *[1] * (t.ndim - 1)))
         if self.units is not None:
@@ -210,10 +222,10 @@ def _where(site: str, units: Any, positions: Any, examples: Any, where: Any) -> 
         return t.reshape(-1) if t.ndim == 0 else t
 
     rows = index(examples, "examples")
-    if rows is not None and rows.dtype != torch.bool:
+    if rows is not None and (rows.dtype != torch.bool or rows.ndim != 1):
         raise InputError(f"edit at {site!r}: examples= takes a bool mask with one entry a row")
     mask = index(where, "where")
-    if mask is not None and mask.dtype != torch.bool:
+    if mask is not None and (mask.dtype != torch.bool or isinstance(where, bool)):
         raise InputError(f"edit at {site!r}: where= takes a bool mask, rows first")
     return {"units": index(units, "units"), "positions": index(positions, "positions"), "rows": rows, "where": mask}
 
@@ -272,10 +284,15 @@ def Ablate(
     elif how in ("mean", "resample"):
         if reference is None:
             raise InputError(f"ablating {site!r} by {how} needs reference=, activations of this site (rows first)")
-        acts = reference if isinstance(reference, Tensor) else _read(reference, site)
+        acts = reference if isinstance(reference, Tensor) else _read(reference, site, "reference")
+        if acts.ndim == 0 or len(acts) == 0:
+            raise InputError(f"reference for {site!r} has shape {tuple(acts.shape)}; at least 1 is needed, rows first")
         if how == "mean":
+            if not (acts.is_floating_point() or acts.is_complex()):
+                raise InputError(f"reference for {site!r} holds whole numbers ({acts.dtype}), which have no mean")
             value = acts.mean(0, keepdim=True)
         else:
+            at_least("seed", seed, 0)
             row = int(torch.randint(acts.shape[0], (1,), generator=torch.Generator().manual_seed(seed)))
             value = acts[row : row + 1]
     else:
@@ -287,7 +304,7 @@ def Patch(
     site: str, source: Answer, *, units: Any = None, positions: Any = None, examples: Any = None, where: Any = None
 ) -> Edit:
     """Put the activation that another Answer read at this site in its place."""
-    return Edit(site, "set", _read(source, site).detach(), **_where(site, units, positions, examples, where))
+    return Edit(site, "set", _read(source, site, "source").detach(), **_where(site, units, positions, examples, where))
 
 
 def Apply(
@@ -305,8 +322,10 @@ def Apply(
     return Edit(site, "apply", None, function, **_where(site, units, positions, examples, where))
 
 
-def _read(answer: Answer, site: str) -> Tensor:
-    try:
-        return answer.reads[site]
-    except KeyError:
-        raise SiteError(f"the answer holds no activation of {site!r}; it read {sorted(answer.reads)}") from None
+def _read(answer: Any, site: str, name: str) -> Tensor:
+    reads = getattr(answer, "reads", None)
+    if not isinstance(reads, Mapping):
+        raise InputError(f"{name} for {site!r} must be an Answer that read this site, got {type(answer).__name__}")
+    if site not in reads:
+        raise SiteError(f"the answer holds no activation of {site!r}; it read {sorted(reads)}")
+    return reads[site]

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from nissl.errors import RuleError
 
 
-def _same(pattern: Tensor) -> Tensor:
-    return pattern
+def _same(t: Tensor) -> Tensor:
+    return t
 
 
 def scaled_dot_product_attention(
@@ -31,9 +31,10 @@ def scaled_dot_product_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
     *,
+    each_scores: Callable[[Tensor], Tensor] = _same,
     each_pattern: Callable[[Tensor], Tensor] = _same,
 ) -> Tensor:
-    """``torch.nn.functional.scaled_dot_product_attention``; `each_pattern` may replace the attention weights."""
+    """``torch.nn.functional.scaled_dot_product_attention``; scores and attention weights may be replaced on the way."""
     if dropout_p:
         raise RuleError("attention with dropout cannot be written out: run the network in evaluation mode")
     if enable_gqa:
@@ -45,11 +46,17 @@ def scaled_dot_product_attention(
         scores = scores.masked_fill(~keep, -math.inf)
     if attn_mask is not None:
         scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
-    pattern = torch.softmax(scores, dim=-1)
-    if attn_mask is not None or is_causal:
-        # A row in which every key is masked attends to nothing; the fused call gives zeros there.
-        pattern = torch.where(torch.isneginf(scores.detach()).all(-1, keepdim=True), torch.zeros_like(pattern), pattern)
+    changed = each_scores(scores)
+    pattern = attention_weights(changed, masked=attn_mask is not None or is_causal or changed is not scores)
     return torch.matmul(each_pattern(pattern), value)
+
+
+def attention_weights(scores: Tensor, masked: bool = True) -> Tensor:
+    """Softmax over keys; a query all of whose keys are masked attends to nothing, as in the fused call."""
+    pattern = torch.softmax(scores, dim=-1)
+    if masked:
+        pattern = torch.where(torch.isneginf(scores.detach()).all(-1, keepdim=True), torch.zeros_like(pattern), pattern)
+    return pattern
 
 
 def multi_head_attention(
@@ -79,6 +86,7 @@ def multi_head_attention(
     average_attn_weights: bool = True,
     is_causal: bool = False,
     *,
+    each_scores: Callable[[Tensor], Tensor] = _same,
     each_pattern: Callable[[Tensor], Tensor] = _same,
 ) -> tuple[Tensor, Tensor | None]:
     """``torch.nn.functional.multi_head_attention_forward``, the call behind ``nn.MultiheadAttention``."""
@@ -120,7 +128,7 @@ def multi_head_attention(
         return seen[-1]
 
     causal = is_causal and mask is None
-    out = scaled_dot_product_attention(q, k, v, mask, is_causal=causal, each_pattern=keep)
+    out = scaled_dot_product_attention(q, k, v, mask, is_causal=causal, each_scores=each_scores, each_pattern=keep)
     out = F.linear(out.permute(2, 0, 1, 3).reshape(n_queries, n_rows, width), out_proj_weight, out_proj_bias)
     pattern: Tensor | None = None
     if need_weights:

@@ -14,7 +14,6 @@ from torch.utils._pytree import tree_map
 from nissl.errors import SiteError
 from nissl.network.edit import Edit
 from nissl.network.passes import Pass
-from nissl.network.patterns import PatternMode
 from nissl.network.rules import RuleMode, is_activation_module, unmark
 from nissl.network.site import Address, parse, select, substitute, unit_axis
 
@@ -71,7 +70,6 @@ class Forward:
                 for module in network.modules():
                     if is_activation_module(module):
                         stack.callback(module.register_forward_hook(self.mode.activation_module).remove)
-            mode = PatternMode(self._pattern) if any(part == "pattern" for _, part in by_module) else None
             for (module, part), addresses in by_module.items():
                 assert module is not None
                 if part == "out":
@@ -79,14 +77,15 @@ class Forward:
                 elif part == "in":
                     handle = module.register_forward_pre_hook(self._in_hook(addresses), with_kwargs=True)
                 else:
-                    assert mode is not None
-                    stack.callback(mode.watch(module).remove)
-                    handle = module.register_forward_hook(mode.leave, always_call=True)
+                    continue
                 stack.callback(handle.remove)
             if self.mode is not None:
                 stack.enter_context(self.mode)
-            if mode is not None:
-                stack.enter_context(mode)
+            attending = {
+                module: None for module, part in by_module if part in ("pattern", "scores") and module is not None
+            }
+            if attending:
+                stack.enter_context(network.attention(attending, self._attention))
             try:
                 return network.call(inputs)
             except Stop:
@@ -123,13 +122,13 @@ class Forward:
 
         return hook
 
-    def _pattern(self, module: nn.Module, pattern: Tensor) -> Tensor:
-        call = self._count(module, "pattern")
+    def _attention(self, module: nn.Module, part: str, t: Tensor) -> Tensor:
+        call = self._count(module, part)
         for a in self.addresses.values():
-            if a.part == "pattern" and self.network.get_module(a.module) is module and self._wanted(a, call):
-                pattern = self.capture(str(a), pattern, None)
+            if a.part == part and self.network.get_module(a.module) is module and self._wanted(a, call):
+                t = self.capture(str(a), t, None)
         self._stop()
-        return pattern
+        return t
 
     def _count(self, module: nn.Module, part: str) -> int:
         self._calls[module, part] = call = self._calls.get((module, part), 0) + 1
@@ -160,6 +159,9 @@ class Forward:
             unmark(t)
             if not t.requires_grad:
                 t = t.detach().requires_grad_()
+            elif self.addresses[site].part == "in":
+                # What a module takes may also go past it, as in a residual stream: the gradient is that of its input alone.
+                t = t.view_as(t)
             self.leaves[site] = t
         if site in self.question.read:
             self.reads[site] = t

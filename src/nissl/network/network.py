@@ -8,24 +8,27 @@ import threading
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from types import CodeType, FunctionType, ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nissl.errors import BusyError, GradientError, InputError, NisslError, NonFiniteError, SiteError, TargetError
+from nissl.arguments import items
+from nissl.errors import BusyError, GradientError, InputError, NonFiniteError, SiteError, TargetError, blame
 from nissl.network.edit import Set
 from nissl.network.forward import Forward, stub
 from nissl.network.passes import Answer, Inputs, Pass, as_inputs, is_plain, raw_bytes, rows_of
+from nissl.network.patterns import Found, watched_attention
 from nissl.network.site import Address, Site, parse, role_of, select
 from nissl.network.trace import Trace, trace
 
 _locks: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
 _locks_guard = threading.Lock()
+Same = TypeVar("Same", bound="Network")
 _LIBRARIES = {"torch", "numpy", "scipy", "sklearn", "builtins"}
 
 
@@ -54,7 +57,7 @@ class Network:
     Raises
     ------
     InputError
-        `model` is nothing that can answer.
+        `model` is nothing that can answer, or an option is none; nothing was moved then.
 
     Examples
     --------
@@ -78,6 +81,13 @@ class Network:
     ) -> None:
         if isinstance(model, Network):
             raise InputError("this is a Network already")
+        where = None if device is None else _usable(device)
+        for key, value in (("dtype", dtype), ("autocast", autocast)):
+            if value is not None and not (isinstance(value, torch.dtype) and value.is_floating_point):
+                raise InputError(f"{key}={value!r}: give a floating point type of torch, such as torch.bfloat16")
+        names = None if dims is None else items("dims", dims)
+        if names is not None and (not all(isinstance(d, str) for d in names) or len(set(names)) < len(names)):
+            raise InputError(f"dims={dims!r}: give a name for each dimension, none of them twice")
         self.differentiable = isinstance(model, nn.Module)
         if isinstance(model, nn.Module):
             self.module: nn.Module = model
@@ -88,21 +98,21 @@ class Network:
             )
         else:
             self.module = _Predictor(model)
+        if any(nn.parameter.is_lazy(t) for t in (*self.module.parameters(), *self.module.buffers())):
+            raise InputError(
+                f"{type(model).__name__} has weights without a shape yet: run it once before it is wrapped"
+            )
         parameter = next(self.module.parameters(), None)
-        if device is not None:
-            self.module.to(device)
-        self.device = (
-            torch.device(device)
-            if device is not None
-            else (parameter.device if parameter is not None else torch.device("cpu"))
-        )
+        if where is not None:
+            self.module.to(where)
+        self.device = where or (parameter.device if parameter is not None else torch.device("cpu"))
         self.dtype = dtype or (
             parameter.dtype if parameter is not None and parameter.is_floating_point() else torch.get_default_dtype()
         )
         self.autocast = autocast
         self.name: str = name or getattr(model, "__name__", type(model).__name__)
         self.memory_format: torch.memory_format = torch.preserve_format
-        self.input_dims = None if dims is None else tuple(dims)
+        self.input_dims = names
         self.overrides: dict[str, Tensor] = {}
         self._pick = output
         self._picked = _identity(output) if callable(output) else repr(output)
@@ -128,6 +138,8 @@ class Network:
         ------
         SiteError
             A site does not exist, was not reached, or is called several times and the address does not say which.
+        InputError
+            The module, or a function of an edit, failed on these inputs; what it raised is the cause.
         GradientError
             `wrt` on a network without gradients, or the scalar does not depend on the site.
         TargetError
@@ -156,20 +168,21 @@ class Network:
 
     def _run(self, question: Pass) -> Answer:
         self._check(question)
-        if self._example is None:
-            self._example = self.place(rows_of(question.inputs, slice(0, 1)))
+        answer = None
         if stubs := self._cut(question):
             try:
                 answer = self._answer(question, stubs)
             except Exception:  # whatever went wrong, the full pass says what is right, or raises it again
                 answer = None
-            if answer is not None and not any(t.is_meta for t in answer.tensors().values()):
-                return answer
-        answer = self._answer(question)
+            if answer is not None and any(t.is_meta for t in answer.tensors().values()):
+                answer = None
+        answer = answer or self._answer(question)
         if answer is None:  # the network wrote over something that was asked for: once more, with copies
             self._copies = True
             answer = self._answer(question)
             assert answer is not None
+        if self._example is None:  # inputs on which it fails are no example
+            self._example = self.place(rows_of(question.inputs, slice(0, 1)))
         return answer
 
     def _answer(self, question: Pass, stubs: tuple[nn.Module, ...] = ()) -> Answer | None:
@@ -181,7 +194,7 @@ class Network:
                 with stub(self, self.trace_of(question), stubs, question.n) if stubs else nullcontext():
                     output = forward.run()
                 return self._collect(question, forward, output)
-        except RuntimeError as error:
+        except (RuntimeError, InputError) as error:
             if not any(text in str(error) for text in ("in-place operation", "inplace operation")):
                 raise
             if self._copies:
@@ -217,7 +230,8 @@ class Network:
             if forward.mode is not None:
                 forward.mode.inspect(scalar)
             leaves = [forward.leaves[s] for s in question.wrt]
-            found = torch.autograd.grad(scalar.sum(), leaves, allow_unused=True)
+            with blame(GradientError, f"the backward pass of {self.name} failed"):
+                found = torch.autograd.grad(scalar.sum(), leaves, allow_unused=True)
             for site, g in zip(question.wrt, found, strict=True):
                 if g is None:
                     raise GradientError(f"the target does not depend on site {site!r}: it lies behind the target")
@@ -232,10 +246,8 @@ class Network:
     def _tensor(self, output: Any) -> Tensor:
         """The tensor that stands for the output."""
         if self._pick is not None:
-            try:
+            with blame(TargetError, f"output={self._pick!r} does not fit what {self.name} returned"):
                 output = self._pick(output) if callable(self._pick) else output[self._pick]
-            except (KeyError, IndexError, TypeError, AttributeError) as error:
-                raise TargetError(f"output={self._pick!r} does not fit what {self.name} returned: {error!r}") from error
         if isinstance(output, Mapping) and "logits" in output:
             output = output["logits"]
         if isinstance(output, (tuple, list)) and len(output) == 1:
@@ -363,9 +375,11 @@ class Network:
         """Run the module on named inputs; positional ones have digits for names."""
         args = [inputs[k] for k in sorted((k for k in inputs if k.isdigit()), key=int)]
         kwargs = {k: v for k, v in inputs.items() if not k.isdigit()}
-        if self.overrides:
-            return torch.func.functional_call(self.module, self.overrides, tuple(args), kwargs)
-        return self.module(*args, **kwargs)
+        given = {k: f"{tuple(v.shape)} {v.dtype}" if isinstance(v, Tensor) else type(v) for k, v in inputs.items()}
+        with blame(InputError, f"{self.name} failed on inputs {given}"):
+            if self.overrides:
+                return torch.func.functional_call(self.module, self.overrides, tuple(args), kwargs)
+            return self.module(*args, **kwargs)
 
     # ---------------------------------------------------------------- sites
 
@@ -404,24 +418,39 @@ class Network:
             In the order in which they are reached; shapes are None before any input was seen. A module that is called
             several times is listed once for each call.
         """
-        if inputs is not None:
-            placed = self.place(inputs)
-            self._example = rows_of(placed, slice(0, 1))
-        if self._example is None:
+        if not isinstance(pattern, str):
+            raise InputError(f"pattern must be a glob such as 'features.*', got {pattern!r}")
+        question = None if inputs is None else Pass(rows_of(self.place(inputs), slice(0, 1)))
+        if question is None and self._example is None:
             found = [Site("input", "input", None, None)]
             found += [Site(n, role_of(m), None, _n_units(m)) for n, m in self._modules.items() if n]
             found += [Site(f"{n}:in", role_of(m), None, None) for n, m in self._modules.items() if n]
         else:
             with self._alone():
-                found = self.trace_of().sites(self)
+                found = self.trace_of(question).sites(self)
+            if question is not None:
+                self._example = question.inputs
         matching = [
             s
             for s in found
             if any(fnmatch.fnmatchcase(address, pattern) for address in (s.address, s.address.partition("#")[0]))
         ]
-        if ":in" not in pattern:
-            matching = [s for s in matching if ":in" not in s.address]
+        for part in (":in", ":scores"):  # listed where they are asked for
+            if part not in pattern:
+                matching = [s for s in matching if part not in s.address]
         return matching
+
+    def rows_at_once(self, question: Any) -> int:
+        """Rows that one batch of such a question may hold, where the user sets no number.
+
+        About 8 MB of input: enough to keep a processor busy, few enough for its caches.
+        """
+        row = sum(v[0].numel() * v.element_size() for v in question.inputs.values() if isinstance(v, Tensor))
+        return int(np.clip(2 ** round(np.log2(2**23 / max(row, 1))), 4, 1024))
+
+    def attention(self, modules: Iterable[nn.Module], found: Found) -> AbstractContextManager[None]:
+        """While it holds, attention scores and patterns inside the modules go through a function; see `Found`."""
+        return watched_attention(modules, found)
 
     def _cut(self, question: Pass) -> tuple[nn.Module, ...]:
         """Modules that need not run, because an edit sets everything that comes out of them.
@@ -473,10 +502,11 @@ class Network:
     def embedding_site(self, inputs: Any) -> str | None:
         """Site of the token embedding that integer inputs go through, or None."""
         question = Pass(self.place(inputs))
+        with self._alone():
+            embedding = self.trace_of(question).embedding
         if self._example is None:
             self._example = rows_of(question.inputs, slice(0, 1))
-        with self._alone():
-            return self.trace_of(question).embedding
+        return embedding
 
     def dims_of(self, site: str, shape: Sequence[int]) -> tuple[str, ...]:
         """Names of the dimensions of an activation of that shape (without rows) at a site."""
@@ -486,7 +516,7 @@ class Network:
             if len(self.input_dims) != k:
                 raise InputError(f"dims={self.input_dims} does not fit an input whose rows have shape {tuple(shape)}")
             return self.input_dims
-        if where.part == "pattern":
+        if where.part in ("pattern", "scores"):
             return ("head", "query", "key")[-k:]
         if k == 3:
             return ("channel", "y", "x")
@@ -502,14 +532,21 @@ class Network:
 
     # ---------------------------------------------------------------- other weights
 
-    def changed(self, weights: Mapping[str, Tensor]) -> Network:
+    def changed(self: Same, weights: Mapping[str, Tensor]) -> Same:
         """The same network with other weights; this one stays as it is.
 
         Parameters
         ----------
         weights : mapping of parameter or buffer name to Tensor
             As in ``module.state_dict()``; the rest is shared.
+
+        Raises
+        ------
+        InputError
+            A weight that the network has not, or of another shape.
         """
+        if not isinstance(weights, Mapping):
+            raise InputError(f"weights must be a mapping of names to tensors, got {type(weights).__name__}")
         own = {
             **dict(self.module.named_parameters(remove_duplicate=False)),
             **dict(self.module.named_buffers(remove_duplicate=False)),
@@ -518,9 +555,11 @@ class Network:
             if name not in own:
                 near = _near(name, list(own))
                 raise InputError(f"{self.name} has no weight {name!r}" + (f"; did you mean {near}?" if near else ""))
+            if not isinstance(value, Tensor):
+                raise InputError(f"weight {name!r} must be a tensor, got {type(value).__name__}")
             if tuple(value.shape) != tuple(own[name].shape):
                 raise InputError(f"weight {name!r} has shape {tuple(own[name].shape)}, {tuple(value.shape)} was given")
-        other = object.__new__(Network)
+        other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         moved = {k: v.detach().to(device=own[k].device, dtype=own[k].dtype) for k, v in weights.items()}
         other.overrides = {**self.overrides, **moved}
@@ -575,11 +614,12 @@ class Network:
         for name, t in answer.tensors().items():
             if t.is_floating_point() and not bool(torch.isfinite(t).all()):
                 site = self.first_nonfinite(question)
-                where = (
-                    f"it first appears at site {site!r}"
-                    if site
-                    else "the forward pass is finite: it appears in the backward pass"
-                )
+                if site:
+                    where = f"it first appears at site {site!r}"
+                elif name.startswith("gradient "):
+                    where = "the forward pass is finite: it appears in the backward pass"
+                else:
+                    where = "all sites are finite: it first appears in what the network makes of them"
                 raise NonFiniteError(f"{self.name} answered with NaN or infinity ({name}); {where}")
 
 
@@ -602,15 +642,9 @@ class _Predictor(nn.Module):
         array = x.detach().cpu().numpy()
         if self.is_estimator and array.ndim > 2:
             array = array.reshape(len(array), -1)
-        try:
+        hint = " (is it fitted?)" if self.is_estimator else ""
+        with blame(InputError, f"the prediction function failed on an array of shape {array.shape}{hint}"):
             out = self.predict(array)
-        except (NisslError, MemoryError):
-            raise
-        except Exception as error:
-            hint = " (is it fitted?)" if self.is_estimator else ""
-            raise InputError(
-                f"the prediction function failed on an array of shape {array.shape}{hint}: {error}"
-            ) from error
         out = out if isinstance(out, Tensor) else np.asarray(out)
         if isinstance(out, np.ndarray) and out.dtype.kind not in "biuf":
             raise TargetError(
@@ -620,6 +654,18 @@ class _Predictor(nn.Module):
         if t.ndim == 0 or t.shape[0] != x.shape[0]:
             raise TargetError(f"the prediction function gave shape {tuple(t.shape)} for {x.shape[0]} rows")
         return t.to(x.dtype) if x.is_floating_point() else t
+
+
+def _usable(device: Any) -> torch.device:
+    """The device, if there is one of that name on this machine."""
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except Exception as error:  # each backend has an error of its own for what it cannot do
+        raise InputError(f"device={device!r} cannot be used here: {' '.join(str(error).split())[:200]}") from error
+    if found.type == "meta":
+        raise InputError("device='meta' holds no numbers to compute with")
+    return found
 
 
 def _identity(model: Any) -> str:

@@ -57,7 +57,7 @@ class Part(nn.Module):
         self._start = network.locate(start)
         self._end = None if end is None else network.locate(end)
         for address in (self._start, self._end):
-            if address is not None and address.part == "pattern":
+            if address is not None and address.part in ("pattern", "scores"):
                 raise InputError(f"{address} is an attention pattern; a network is cut at activations")
         # not a child: a Network is no module, and what it holds of the module must not be registered twice
         object.__setattr__(self, "network", network)

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nissl.errors import InputError
+from nissl.arguments import items
+from nissl.errors import InputError, blame
 from nissl.network.edit import Edit
 from nissl.network.rules import Rules
 from nissl.network.site import parse
@@ -34,7 +35,8 @@ def as_inputs(inputs: Any) -> Inputs:
     if isinstance(inputs, (Tensor, np.ndarray)):
         named: Inputs = {"0": inputs}
     elif isinstance(inputs, Mapping):
-        named = {str(k): v for k, v in inputs.items()}
+        with blame(InputError, "inputs cannot be read"):  # a mapping may be a file, such as an archive of numpy's
+            named = {str(k): v for k, v in inputs.items()}
     elif isinstance(inputs, (tuple, list)):
         named = {str(i): v for i, v in enumerate(inputs)}
     else:
@@ -49,6 +51,9 @@ def as_inputs(inputs: Any) -> Inputs:
             value = named[name] = torch.from_numpy(np.require(value, value.dtype.newbyteorder("="), ["C", "W"]))
         if isinstance(value, Tensor) and value.ndim == 0:
             raise InputError(f"input {name!r} is a scalar; the first dimension must be rows (examples)")
+        if isinstance(value, Tensor) and (value.layout is not torch.strided or value.is_meta):
+            kind = "on the meta device, without data" if value.is_meta else f"sparse ({value.layout})"
+            raise InputError(f"input {name!r} is {kind}; an ordinary tensor is needed")
     sizes = {name: v.shape[0] for name, v in named.items() if isinstance(v, Tensor)}
     if not sizes:
         raise InputError("inputs hold no tensor")
@@ -128,12 +133,12 @@ class Pass:
         put = object.__setattr__
         put(self, "inputs", as_inputs(inputs))
         put(self, "n", n_rows(self.inputs))
-        edits = (edits,) if isinstance(edits, Edit) else tuple(edits)
+        edits = (edits,) if isinstance(edits, Edit) else items("edits", edits)
         if wrong := [e for e in edits if not isinstance(e, Edit)]:
             raise InputError(f"edits must be made by Set, Add, Scale, Ablate, Patch or Apply; got {wrong[0]!r}")
         put(self, "edits", tuple(e.spread(self.n) for e in edits))
         for name, value in (("read", read), ("wrt", wrt)):
-            sites = (value,) if isinstance(value, str) else tuple(value)
+            sites = (value,) if isinstance(value, str) else items(name, value)
             put(self, name, tuple(dict.fromkeys(str(parse(s)) for s in sites)))
         if rules is not None and not isinstance(rules, Rules):
             raise InputError(f"rules must be a rule set such as LRPRules() or None, got {type(rules).__name__}")
@@ -157,6 +162,15 @@ class Pass:
             None if self.of is None else self.of[index],
             self,
         )
+
+    def joined(self, passes: Sequence[Pass]) -> Pass:
+        """One pass with the rows of all, this one among them; they must agree in `merge_key`."""
+        return _join(passes)
+
+    @property
+    def cost(self) -> int:
+        """Forward rows."""
+        return self.n
 
     def without_target(self) -> Pass:
         """The same pass, giving only output and reads."""
@@ -235,11 +249,13 @@ def _build(inputs: Inputs, edits: tuple[Edit, ...], of: Target | None, like: Pas
     return new
 
 
-def merge(passes: Sequence[Pass]) -> Pass:
-    """One pass with the rows of all; they must agree in `merge_key`."""
+def merge(questions: Sequence[Any]) -> Any:
+    """One question with the rows of all, Passes or Rollouts; they must agree in `merge_key`."""
+    return questions[0] if len(questions) == 1 else questions[0].joined(questions)
+
+
+def _join(passes: Sequence[Pass]) -> Pass:
     first = passes[0]
-    if len(passes) == 1:
-        return first
     inputs = {
         k: torch.cat([p.inputs[k] for p in passes]) if isinstance(v, Tensor) else v for k, v in first.inputs.items()
     }
@@ -270,20 +286,30 @@ class Answer:
         The network's output; None when the pass did not want it.
     scalar : Tensor (n_rows,) or None
     reads, gradients : dict of site to Tensor
+    tokens, log_probs : Tensor (n_rows, n_samples, max_tokens) or None
+        What a Rollout generated; see there.
     """
 
     output: Tensor | None = None
     scalar: Tensor | None = None
     reads: dict[str, Tensor] = field(default_factory=dict)
     gradients: dict[str, Tensor] = field(default_factory=dict)
+    tokens: Tensor | None = None
+    log_probs: Tensor | None = None
 
     def each(self, function: Callable[[Tensor], Tensor]) -> Answer:
         """The answer with a function of every tensor."""
+
+        def maybe(t: Tensor | None) -> Tensor | None:
+            return None if t is None else function(t)
+
         return Answer(
-            None if self.output is None else function(self.output),
-            None if self.scalar is None else function(self.scalar),
+            maybe(self.output),
+            maybe(self.scalar),
             {k: function(v) for k, v in self.reads.items()},
             {k: function(v) for k, v in self.gradients.items()},
+            maybe(self.tokens),
+            maybe(self.log_probs),
         )
 
     def clone(self) -> Answer:
@@ -296,7 +322,7 @@ class Answer:
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by name."""
-        named = {"output": self.output, "scalar": self.scalar}
+        named = {"output": self.output, "scalar": self.scalar, "tokens": self.tokens, "log_probs": self.log_probs}
         named |= {f"read {k}": v for k, v in self.reads.items()} | {
             f"gradient {k}": v for k, v in self.gradients.items()
         }
@@ -322,4 +348,6 @@ def concatenate(answers: Sequence[Answer]) -> Answer:
         cat([a.scalar for a in answers]),
         {k: torch.cat([a.reads[k] for a in answers]) for k in first.reads},
         {k: torch.cat([a.gradients[k] for a in answers]) for k in first.gradients},
+        cat([a.tokens for a in answers]),
+        cat([a.log_probs for a in answers]),
     )

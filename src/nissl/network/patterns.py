@@ -1,49 +1,51 @@
-"""Attention patterns: read and edited where softmax or fused attention computes them, in any module."""
+"""Attention scores and patterns: read and edited where softmax or fused attention computes them, in any module."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils.hooks import RemovableHandle
 
 from nissl.network.expand import multi_head_attention, scaled_dot_product_attention
+
+Found = Callable[[nn.Module, str, Tensor], Tensor]
+"""``found(module, part, tensor) -> tensor``; part is ``scores`` or ``pattern``, both (n_rows, n_heads, queries, keys)."""
 
 _SOFTMAX = {torch.softmax, F.softmax, Tensor.softmax}
 
 
-class PatternMode(TorchFunctionMode):
-    """Hands every attention pattern to a function and lets the network go on with what it returns.
+@contextmanager
+def watched_attention(modules: Iterable[nn.Module], found: Found) -> Iterator[None]:
+    """Hand scores and patterns that appear inside the modules to a function, and go on with what it returns.
 
     A pattern is a softmax over the last of at least three dimensions, or the weights inside
-    ``scaled_dot_product_attention`` and ``multi_head_attention_forward``, which are expanded for it. It belongs to the
-    innermost watched module that is running, and is handed over as (n_rows, n_heads, n_queries, n_keys).
-
-    Parameters
-    ----------
-    found : callable
-        ``found(module, pattern) -> pattern``.
+    ``scaled_dot_product_attention`` and ``multi_head_attention_forward``, which are written out for it; scores are what
+    the softmax takes. They belong to the innermost of the modules that is running.
     """
+    mode = _AttentionMode(found)
+    with ExitStack() as stack:
+        for module in modules:
+            stack.callback(module.register_forward_pre_hook(mode.enter).remove)
+            stack.callback(module.register_forward_hook(mode.leave, always_call=True).remove)
+        stack.enter_context(mode)
+        yield
 
-    def __init__(self, found: Callable[[nn.Module, Tensor], Tensor]) -> None:
+
+class _AttentionMode(TorchFunctionMode):
+    def __init__(self, found: Found) -> None:
         super().__init__()
         self._found = found
         self._running: list[nn.Module] = []
 
-    def watch(self, module: nn.Module) -> RemovableHandle:
-        """Hook that notes when the module starts; pair it with `leave` as a forward hook that is always called."""
-
-        def enter(module: nn.Module, args: Any) -> None:
-            self._running.append(module)
-
-        return module.register_forward_pre_hook(enter)
+    def enter(self, module: nn.Module, args: Any) -> None:
+        self._running.append(module)
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Forward hook that notes when a watched module ends."""
         if self._running:
             self._running.pop()
 
@@ -52,17 +54,25 @@ class PatternMode(TorchFunctionMode):
         if not self._running:
             return func(*args, **kwargs)
         if func is F.scaled_dot_product_attention:
-            return scaled_dot_product_attention(*args, **kwargs, each_pattern=self._hand)
+            return scaled_dot_product_attention(*args, **kwargs, each_scores=self._scores, each_pattern=self._pattern)
         if func is F.multi_head_attention_forward:
-            return multi_head_attention(*args, **kwargs, each_pattern=self._hand)
-        out = func(*args, **kwargs)
-        if func in _SOFTMAX and isinstance(out, Tensor) and out.ndim >= 3:
+            return multi_head_attention(*args, **kwargs, each_scores=self._scores, each_pattern=self._pattern)
+        if func in _SOFTMAX:
+            scores = args[0] if args else kwargs["input"]
             dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
-            if dim in (-1, out.ndim - 1):
-                return self._hand(out)
-        return out
+            if isinstance(scores, Tensor) and scores.ndim >= 3 and dim in (-1, scores.ndim - 1):
+                scores = self._scores(scores)
+                args, kwargs = (scores, *args[1:]) if args else args, kwargs if args else {**kwargs, "input": scores}
+                return self._pattern(func(*args, **kwargs))
+        return func(*args, **kwargs)
 
-    def _hand(self, pattern: Tensor) -> Tensor:
-        shaped = pattern if pattern.ndim >= 4 else pattern[:, None]
-        changed = self._found(self._running[-1], shaped)
-        return pattern if changed is shaped else changed.reshape(pattern.shape)
+    def _scores(self, t: Tensor) -> Tensor:
+        return self._hand("scores", t)
+
+    def _pattern(self, t: Tensor) -> Tensor:
+        return self._hand("pattern", t)
+
+    def _hand(self, part: str, t: Tensor) -> Tensor:
+        shaped = t if t.ndim >= 4 else t[:, None]
+        changed = self._found(self._running[-1], part, shaped)
+        return t if changed is shaped else changed.reshape(t.shape)

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from nissl.errors import SiteError
 
-_ADDRESS = re.compile(r"^(?P<module>[^:#]+)(?::(?P<part>in|out|pattern)(?:\.(?P<key>[\w-]+))?)?(?:#(?P<call>\d+))?$")
+_ADDRESS = re.compile(
+    r"^(?P<module>[^:#]+)(?::(?P<part>in|out|pattern|scores)(?:\.(?P<key>[\w-]+))?)?(?:#(?P<call>\d+))?$"
+)
 _INPUT = re.compile(r"^input(?::(?P<key>[\w-]+))?$")
 
 
@@ -21,7 +23,7 @@ class Address:
 
     ``"features.3"`` is the output of that module, ``"features.3:in"`` its input, ``"attn:out.1"`` the second element of
     a tuple output, ``"attn:in.mask"`` a keyword input, ``"attn:pattern"`` the attention pattern computed inside the
-    module, ``"input"`` the input of the network, ``"input:pixel_values"`` one of several; ``#2`` picks the second call.
+    module, ``"attn:scores"`` what the softmax makes it of, ``"input"`` the input of the network, ``"input:pixel_values"`` one of several; ``#2`` picks the second call.
     """
 
     module: str
@@ -44,7 +46,7 @@ def parse(text: str) -> Address:
     """Parse a site address; raises SiteError where it is not one."""
     if not isinstance(text, str):
         raise SiteError(f"a site is named by a string such as 'features.3' or 'input', not by {type(text).__name__}")
-    if (found := _INPUT.match(text)) and found["key"] not in ("in", "out", "pattern"):
+    if (found := _INPUT.match(text)) and found["key"] not in ("in", "out", "pattern", "scores"):
         return Address("", "input", found["key"])
     if found := _ADDRESS.match(text):
         call = found["call"]

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from nissl.errors import TargetError
+from nissl.arguments import is_whole
+from nissl.errors import TargetError, blame
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +35,14 @@ class Target:
     site: str | None = None
     name: str = "custom"
 
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise TargetError(f"a target needs a function of the output, got {type(self.function).__name__}")
+        if not all(isinstance(v, Tensor) and v.ndim for v in self.values):
+            raise TargetError(
+                f"the values of target {self.name!r} must be tensors, one entry a row; got {self.values!r:.80}"
+            )
+
     def __call__(self, tensor: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, " n"]:
         """The scalar of each row.
 
@@ -44,7 +53,8 @@ class Target:
         """
         n = tensor.shape[0]
         values = [v.to(tensor.device) for v in self.rows(n).values]
-        scalar = self.function(tensor, *values)
+        with blame(TargetError, f"target {self.name!r} failed on a tensor of shape {tuple(tensor.shape)}"):
+            scalar = self.function(tensor, *values)
         if not isinstance(scalar, Tensor) or scalar.shape != (n,):
             shape = tuple(scalar.shape) if isinstance(scalar, Tensor) else type(scalar).__name__
             raise TargetError(f"target {self.name!r} must give one scalar a row, shape ({n},); it gave {shape}")
@@ -152,7 +162,13 @@ def _unit_mean(activation: Tensor, channel: Tensor) -> Tensor:
 
 
 def _position(position: int | None) -> tuple[Tensor, ...]:
-    return () if position is None else (torch.tensor([position]),)
+    return () if position is None else (_whole("position", position),)
+
+
+def _whole(name: str, value: Any) -> Tensor:
+    if not is_whole(value):
+        raise TargetError(f"{name}: whole numbers are needed, got {value!r}")
+    return torch.tensor([int(value)])
 
 
 def class_logit(y: Any, position: int | None = None) -> Target:
@@ -185,18 +201,19 @@ def loss(function: Callable[[Tensor, Tensor], Tensor], labels: Any) -> Target:
     """A loss for each row: `function(output, labels) -> (n_rows,)`, for instance cross-entropy without reduction."""
     if not callable(function):
         raise TargetError(f"loss needs a function of (output, labels), got {type(function).__name__}")
-    values = torch.as_tensor(labels)
+    with blame(TargetError, "the labels of a loss must be numbers"):
+        values = torch.as_tensor(labels)
     return Target(function, (values if values.ndim else values[None],), name="loss")
 
 
 def unit(site: str, *index: int) -> Target:
     """An inner unit: the activation at `site` at `index` of each row."""
-    return Target(_unit, tuple(torch.tensor([i]) for i in index), site=site, name=f"unit {site}{list(index)}")
+    return Target(_unit, tuple(_whole("unit", i) for i in index), site=site, name=f"unit {site}{list(index)}")
 
 
 def channel(site: str, index: int) -> Target:
     """Mean activation of channel `index` (axis 1) at `site`."""
-    return Target(_unit_mean, (torch.tensor([index]),), site=site, name=f"channel {site}[{index}]")
+    return Target(_unit_mean, (_whole("channel", index),), site=site, name=f"channel {site}[{index}]")
 
 
 def as_target(target: Any) -> Target:

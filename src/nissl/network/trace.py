@@ -12,7 +12,6 @@ from torch.utils._pytree import tree_leaves
 from nissl.errors import SiteError
 from nissl.network.forward import without_data
 from nissl.network.passes import Inputs
-from nissl.network.patterns import PatternMode
 from nissl.network.site import Address, Site, items_of, role_of, select, unit_axis
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ class Trace:
     Attributes
     ----------
     events : list of (part, module name, call)
-        ``in`` when a call begins, ``out`` when it ends, ``pattern`` when an attention pattern appears.
+        ``in`` when a call begins, ``out`` when it ends, ``scores`` and ``pattern`` when an attention appears.
     outputs : dict of module to what each of its calls returned, without data
     names : dict of name to the name under which the module's events are noted
         Another one only for further names of a shared module.
@@ -91,7 +90,7 @@ class Trace:
             except SiteError:
                 continue
             axis = unit_axis(module if part == "out" else None, t.ndim)
-            role = "pattern" if part == "pattern" else role_of(module) if module is not None else "block"
+            role = part if part in ("scores", "pattern") else role_of(module) if module is not None else "block"
             found.append(Site(str(address), role, tuple(t.shape[1:]), t.shape[axis] if t.ndim > 1 else None))
             if part == "out":
                 for key, v in items_of(structure).items():
@@ -124,24 +123,21 @@ def trace(network: Network, inputs: Inputs) -> Trace:
         record.shapes["out", name, call] = kept = without_data(output)
         record.outputs.setdefault(module, []).append(kept)
 
-    def pattern(module: nn.Module, t: Tensor) -> Tensor:
+    def attention(module: nn.Module, part: str, t: Tensor) -> Tensor:
         name = network._names[module]
-        counts["pattern", module] = call = counts.get(("pattern", module), 0) + 1
-        record.events.append(("pattern", name, call))
-        record.shapes["pattern", name, call] = without_data(t)
+        counts[part, module] = call = counts.get((part, module), 0) + 1
+        record.events.append((part, name, call))
+        record.shapes[part, name, call] = without_data(t)
         return t
 
-    mode = PatternMode(pattern)
     with ExitStack() as stack:
         for module, name in network._names.items():
             handles = (
-                mode.watch(module),
-                module.register_forward_hook(mode.leave, always_call=True),
                 module.register_forward_pre_hook(lambda m, a, k, name=name: enter(m, a, k, name), with_kwargs=True),
                 module.register_forward_hook(lambda m, a, out, name=name: leave(m, a, out, name)),
             )
             for handle in handles:
                 stack.callback(handle.remove)
-        stack.enter_context(mode)
+        stack.enter_context(network.attention(network._names, attention))
         network.call(inputs)
     return record

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import zarr
 
+from nissl.arguments import as_path
 from nissl.errors import RunFolderError
 from nissl.network import Answer
 
@@ -29,12 +30,12 @@ class AnswerCache:
     def __init__(self, memory: int = 2**30, folder: str | Path | None = None) -> None:
         self.memory = memory
         self.held = 0
-        self.folder = None if folder is None else Path(folder)
+        self.folder = None if folder is None else as_path("folder", folder)
         self._answers: OrderedDict[str, Answer] = OrderedDict()
         if self.folder is not None:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 raise RunFolderError(f"the answer folder {self.folder} cannot be made: {error}") from error
 
     def get(self, key: str) -> Answer | None:
@@ -109,4 +110,6 @@ def _load(path: Path) -> Answer:
         tensors.pop("scalar", None),
         {k.removeprefix("read "): v for k, v in tensors.items() if k.startswith("read ")},
         {k.removeprefix("gradient "): v for k, v in tensors.items() if k.startswith("gradient ")},
+        tensors.pop("tokens", None),
+        tensors.pop("log_probs", None),
     )

@@ -11,19 +11,19 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 import xarray as xr
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from nissl.errors import InputError, NisslError, NonFiniteError
-from nissl.network import Answer, Network, Pass, Target
+from nissl.arguments import at_least, flag
+from nissl.errors import InputError, NisslError, NonFiniteError, out_of_memory
+from nissl.network import Answer, Network, Pass, Rollout, Target
 from nissl.network.passes import Inputs, concatenate, merge, n_rows, rows_of
 from nissl.network.target import as_target, class_logit, top_class
 from nissl.runner.cache import AnswerCache
 from nissl.runner.question import Question
-from nissl.runner.scores import build_scores
+from nissl.runner.scores import Explained, build_scores
 
 
 @dataclass
@@ -87,7 +87,7 @@ class _Ticket:
     """A Pass under way, split into parts, and who waits for it."""
 
     network: Network
-    question: Pass
+    question: Pass | Rollout
     key: str | None
     parts: dict[int, Answer] = field(default_factory=dict)
     left: int = 0
@@ -141,6 +141,9 @@ class Runner:
             isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1
         ):
             raise InputError(f"batch_size must be a whole number of rows, at least 1, or None; got {batch_size!r}")
+        at_least("memory", memory, 0)
+        flag("progress", progress)
+        flag("tune", tune)
         self.batch_size = batch_size
         self.cache = AnswerCache(memory, folder)
         self.progress = progress
@@ -206,12 +209,14 @@ class Runner:
         ------
         InputError
             NaN or infinity in the inputs, no method, wrong target.
+        NisslError
+            A method that yields anything but Passes or returns anything but scores.
         """
         table = dict(methods) if isinstance(methods, Mapping) else {getattr(methods, "name", "method"): methods}
         if not table:
             raise InputError("no method was given")
         for name, method in table.items():
-            if not hasattr(method, "explain"):
+            if isinstance(method, type) or not hasattr(method, "explain"):
                 raise InputError(f"{name!r}: {method!r:.60} is not a method; use for instance IntegratedGradients()")
         questions = make_questions(network, inputs, target, seed)
         jobs = (
@@ -223,6 +228,8 @@ class Runner:
         found: dict[str, dict[int, Any]] = {name: {} for name in table}
         for job, result in self.drive(jobs, len(questions) * len(table), "explaining"):
             name, i = job.key
+            if not isinstance(result, Explained):
+                raise NisslError(f"{name} returned {type(result).__name__}; methods return explained(q, values)")
             found[name][i] = result
         scores = {}
         for name, method in table.items():
@@ -246,6 +253,7 @@ def make_questions(network: Network, inputs: Any, target: Any = None, seed: int 
     """
     if not isinstance(network, Network):
         raise InputError(f"a Network is needed, got {type(network).__name__}; write nissl.Network(model)")
+    at_least("seed", seed, 0)
     placed = network.place(inputs)
     for name, value in placed.items():
         if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
@@ -281,7 +289,7 @@ class _Drive:
         self.rows: dict[Any, int] = {}
         self.under_way: dict[str, _Ticket] = {}
         self.fingerprints: dict[int, tuple[Network, str]] = {}
-        self.limits: dict[int, int] = {}
+        self.limits: dict[Any, int] = {}
         self.asked: dict[int, int] = {}
 
     def run(self) -> Iterator[tuple[Job, Any]]:
@@ -311,21 +319,24 @@ class _Drive:
         if job is None:
             self.jobs = None
             return False
-        running = _Running(job, job.start())
+        generator = job.start()
+        if not isinstance(generator, Generator):
+            raise NisslError(f"{job.name} must start a generator of Passes, it gave {type(generator).__name__}")
+        running = _Running(job, generator)
         self.running.add(running)
         self._advance(running, None)
         return True
 
     def _limit(self, key: Any) -> int:
         network, question = self.queues[key][0][0].network, self.queues[key][0][0].question
-        if id(network) not in self.limits:
+        # what fits depends on the shapes of the inputs and on whether gradients are wanted
+        group = (id(network), question.merge_key[0], bool(question.wrt))
+        if group not in self.limits:
             wanted = self.runner.batch_size
             if wanted is None:
-                row = sum(v[0].numel() * v.element_size() for v in question.inputs.values() if isinstance(v, Tensor))
-                # about 8 MB of input: enough to keep a processor busy, few enough for its caches
-                wanted = int(np.clip(2 ** round(np.log2(2**23 / max(row, 1))), 4, 1024))
-            self.limits[id(network)] = wanted
-        return self.limits[id(network)]
+                wanted = network.rows_at_once(question)
+            self.limits[group] = wanted
+        return min(self.limits[group], self.limits.get(id(network), 2**31))
 
     def _advance(self, r: _Running, answer: Any) -> None:
         """Hand a generator its answers until it has to wait."""
@@ -343,6 +354,8 @@ class _Drive:
             cost.seconds += time.perf_counter() - started
             r.single = not isinstance(asked, list)
             questions = asked if isinstance(asked, list) else [asked]
+            if not questions:
+                raise NisslError(f"{r.job.name} yielded an empty list; methods yield Passes")
             r.answers = [None] * len(questions)
             r.missing = len(questions)
             for slot, question in enumerate(questions):
@@ -353,10 +366,10 @@ class _Drive:
 
     def _ask(self, r: _Running, slot: int, asked: Any) -> None:
         network, question = asked if isinstance(asked, tuple) else (r.job.network, asked)
-        if not isinstance(question, Pass):
-            raise NisslError(f"{r.job.name} yielded {type(question).__name__}; methods yield Passes")
+        if not isinstance(question, (Pass, Rollout)):
+            raise NisslError(f"{r.job.name} yielded {type(question).__name__}; methods yield Passes or Rollouts")
         cost = self.runner.cost(r.job.name)
-        cost.forward += question.n
+        cost.forward += question.cost
         cost.backward += question.n if question.wrt else 0
         # A scalar of the output can be taken from an answer that only gives the output: passes that differ in nothing
         # but their target are one pass.
@@ -444,7 +457,7 @@ class _Drive:
         try:
             return network.run(question)
         except (MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error) or question.n <= step:
+            if not out_of_memory(error) or question.n <= step:
                 raise
         # Only here, behind the handler: the error holds the frames that fill the memory.
         half = max(question.n // 2 // step * step, step)
@@ -505,13 +518,6 @@ def _hand(answer: Answer, r: _Running, slot: int, of: Target | None) -> None:
 
 def _to(answer: Answer, device: torch.device) -> Answer:
     return answer if all(t.device == device for t in answer.tensors().values()) else answer.each(lambda t: t.to(device))
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error).lower()
-    return "out of memory" in text or "can't allocate memory" in text or "cannot allocate memory" in text
 
 
 def tune_format(network: Network, question: Pass, rows: int = 8) -> None:

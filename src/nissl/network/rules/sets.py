@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nissl.arguments import is_number
 from nissl.errors import InputError, RuleError
 from nissl.network.rules import operations as op
 from nissl.network.rules.mode import (
@@ -423,7 +424,7 @@ class LRPRules(Rules):
             raise InputError(f"merging={self.merging!r}: choose 'zennit' or 'exact'")
         if self.composite not in COMPOSITES:
             raise InputError(f"composite={self.composite!r}: choose among {', '.join(COMPOSITES)}")
-        if not self.epsilon > 0 or not self.gamma >= 0:
+        if not (is_number(self.epsilon) and self.epsilon > 0 and is_number(self.gamma) and self.gamma >= 0):
             raise InputError(f"epsilon must be above 0 and gamma at least 0; got {self.epsilon}, {self.gamma}")
         if not self.composite.endswith("_box"):
             if not (self.low is None and self.high is None):
@@ -720,6 +721,13 @@ class Rescale(Rules):
     Rows come in pairs (x, baseline). The gradients at the rows of x are DeepLIFT's multipliers, complete up to
     rounding: their product with x - baseline sums to f(x) - f(baseline).
 
+    Notes
+    -----
+    DeepLIFT has no rule for products of two activations, softmax and layer norms. A product ab gives each factor the
+    mean of the other over the pair; softmax and layer norms are written out in elementwise functions, sums and
+    products. Both keep scores complete. Captum's DeepLift differs there: it takes plain gradients of what is no module
+    of its own (LSTM gates, attention) and is not complete.
+
     References
     ----------
     Shrikumar, Greenside, Kundaje: Learning important features through propagating activation differences (2017).
@@ -872,7 +880,18 @@ class _RescaleMode(RuleMode):
         return rewire(y, lambda g: (g, g), func(first, _pair_mean(second)), func(_pair_mean(first), second))
 
     def softmax(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        return self.unknown("softmax", func, args, kwargs)
+        x, dim = argument(args, kwargs, 0, "input"), argument(args, kwargs, 1, "dim")
+        if not self._paired(x) or dim is None or dim % x.ndim == 0:
+            return self.unknown("softmax", func, args, kwargs)
+        # Written out as exponentials, a sum, its reciprocal and a product, each of which has its own exact slope. Both
+        # rows of a pair are shifted alike; double precision lets them differ by hundreds.
+        wide = x.double()
+        wide = wide.masked_fill(wide.isneginf(), -1e30)
+        top = wide.detach().amax(dim, keepdim=True)
+        top = torch.maximum(top[0::2], top[1::2]).repeat_interleave(2, 0)
+        with self:
+            e = torch.exp(wide - top)
+            return (e * torch.reciprocal(e.sum(dim, keepdim=True))).to(kwargs.get("dtype") or x.dtype)
 
     def scale(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return self.unknown(name, func, args, kwargs)
@@ -881,7 +900,23 @@ class _RescaleMode(RuleMode):
         return self.unknown(name, func, args, kwargs)
 
     def norm(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        return self.unknown(name, func, args, kwargs)
+        x, shape = argument(args, kwargs, 0, "input"), argument(args, kwargs, 1, "normalized_shape")
+        if name not in ("layer_norm", "rms_norm") or not self._paired(x) or len(shape) >= x.ndim:
+            return self.unknown(name, func, args, kwargs)
+        dims = tuple(range(-len(shape), 0))
+        rest = ["weight", "bias", "eps"] if name == "layer_norm" else ["weight", "eps"]
+        given = {key: argument(args, kwargs, i + 2, key) for i, key in enumerate(rest)}
+        weight, bias = given["weight"], given.get("bias")
+        if depends(weight) or depends(bias):
+            return self.unknown(name, func, args, kwargs)
+        eps = given["eps"]
+        if eps is None:
+            eps = 1e-5 if name == "layer_norm" else torch.finfo(x.dtype).eps
+        with self:  # written out, as in softmax
+            centred = x - x.mean(dims, keepdim=True) if name == "layer_norm" else x
+            y = centred * torch.rsqrt(centred.square().mean(dims, keepdim=True) + eps)
+            y = y if weight is None else y * weight
+            return y if bias is None else y + bias
 
     def division(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         below = operands(args, kwargs)[1] if name == "div" else args[0]
