@@ -3,9 +3,9 @@
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from nissl.network import Add, Network, Pass, Set, target
+from nissl.network import Add, LanguageModel, Network, Pass, Set, target
 
 
 class Counted(nn.Module):
@@ -304,3 +304,27 @@ def test_changed_weights_are_cut_like_the_original():
         short, full, taken = run_both(n, Pass(X, Set("3", V)))
         same(short, full)
         assert taken == [0, 0, 0, 0, 1]
+
+
+def test_a_language_model_skips_the_blocks_before_a_set_residual_stream():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=4, num_attention_heads=2
+    )
+    net = LanguageModel(LlamaForCausalLM(config).eval())
+    inputs = net.encode([[1, 2, 3, 4], [7, 8]])  # with padding, so that there is a mask
+    site = net.anatomy.site("resid_pre", 2)
+    value = net.run(Pass(inputs, read=[site])).reads[site]
+    question = Pass(inputs, [Set(site, value), Add(net.anatomy.site("mlp_out", 2), torch.ones(16))],
+                    of=target.class_logit(3, position=-1), wrt=[net.anatomy.site("mlp_out", 2)])  # fmt: skip
+    net.run(question)  # tries the cut
+    called = []
+    handles = [
+        layer.mlp.register_forward_hook(lambda *_, i=i: called.append(i))
+        for i, layer in enumerate(net.module.model.layers)
+    ]
+    short = net.run(question)
+    for handle in handles:
+        handle.remove()
+    assert called == [2, 3]
+    same(short, net._answer(question))

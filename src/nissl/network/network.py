@@ -472,7 +472,15 @@ class Network:
         if first not in whole or sum(e.site == first for e in question.edits) > 1:
             return ()
         if first not in self._cuts:
-            self._cuts[first] = self._tried(first, order.before(parse(first), self), question)
+            stubs = order.before(parse(first), self)
+            # Positions and masks that every block needs come from embeddings and modules without weights: a second trial
+            # lets those run.
+            blocks = tuple(
+                m for m in stubs if not isinstance(m, nn.Embedding) and next(m.parameters(), None) is not None
+            )
+            self._cuts[first] = self._tried(first, stubs, question) or (
+                self._tried(first, blocks, question) if len(blocks) < len(stubs) else ()
+            )
         return self._cuts[first]
 
     def _tried(self, site: str, stubs: tuple[nn.Module, ...], question: Pass) -> tuple[nn.Module, ...]:
