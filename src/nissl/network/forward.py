@@ -15,7 +15,7 @@ from nissl.errors import SiteError
 from nissl.network.edit import Edit
 from nissl.network.passes import Pass
 from nissl.network.rules import RuleMode, is_activation_module, unmark
-from nissl.network.site import Address, parse, select, substitute, unit_axis
+from nissl.network.site import Address, parse, rows_apart, select, substitute, unit_axis
 
 if TYPE_CHECKING:
     from nissl.network.network import Network
@@ -145,6 +145,10 @@ class Forward:
 
     def capture(self, site: str, t: Tensor, module: nn.Module | None) -> Tensor:
         """Edit, keep and differentiate the activation at a site; what the network goes on with."""
+        by_row = rows_apart(t, self.question.n)
+        return self._capture(site, t, module) if by_row is t else self._capture(site, by_row, module).reshape(t.shape)
+
+    def _capture(self, site: str, t: Tensor, module: nn.Module | None) -> Tensor:
         self._reached.add(site)
         for e in self._edits.get(site, ()):
             t = e.apply(t, unit_axis(module, t.ndim))

@@ -409,6 +409,8 @@ def _attend(
         # minus infinity, where transformers writes the smallest number: what is masked later stays masked
         masked = ~mask if mask.dtype == torch.bool else mask <= torch.finfo(mask.dtype).min / 2
         scores = scores.masked_fill(masked, -torch.inf)
+    if scores.dtype in (torch.float16, torch.bfloat16):  # as transformers does it
+        scores = scores.float()
     pattern = found(module, "pattern", attention_weights(found(module, "scores", scores)))
     return (pattern.to(value.dtype) @ value).transpose(1, 2).contiguous(), pattern
 

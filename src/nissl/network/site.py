@@ -119,6 +119,12 @@ def unit_axis(module: nn.Module | None, ndim: int) -> int:
     return 1 if ndim >= 4 else ndim - 1
 
 
+def rows_apart(t: Tensor, n: int) -> Tensor:
+    """An activation with its rows first: (n * n_tokens, width), as OPT and mixtures of experts keep it, is parted."""
+    flat = t.ndim == 2 and n > 0 and t.shape[0] != n and t.shape[0] % n == 0
+    return t.reshape(n, -1, t.shape[1]) if flat else t
+
+
 def select(structure: Any, key: str | None, where: str) -> Tensor:
     """The tensor that a site means inside what a module took or returned."""
     if isinstance(structure, Tensor):

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from nissl.errors import SiteError
 from nissl.network.forward import without_data
 from nissl.network.passes import Inputs
-from nissl.network.site import Address, Site, items_of, role_of, select, unit_axis
+from nissl.network.site import Address, Site, items_of, role_of, rows_apart, select, unit_axis
 
 if TYPE_CHECKING:
     from nissl.network.network import Network
@@ -86,7 +86,7 @@ class Trace:
             address = Address(name, part, None, call if several else None)
             module = network.get_module(name)
             try:
-                t = select(structure, None, str(address))
+                t = rows_apart(select(structure, None, str(address)), 1)
             except SiteError:
                 continue
             axis = unit_axis(module if part == "out" else None, t.ndim)
