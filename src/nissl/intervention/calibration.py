@@ -160,7 +160,7 @@ def calibrate(
 def _between(below: tuple[float, float], above: tuple[float, float], kl: float) -> float:
     """A strength between two, by interpolation of the logarithms, kept off the ends."""
     share = 0.5
-    if 0 < below[1] and math.isfinite(above[1]):
+    if below[1] > 0 and math.isfinite(above[1]):
         share = math.log(kl / below[1]) / math.log(above[1] / below[1])
     share = min(max(share, 0.1), 0.9)
     return math.exp((1 - share) * math.log(below[0]) + share * math.log(above[0]))
