@@ -15,7 +15,7 @@ A method is a class of `nissl.attribution`. Its key is its name on the command l
 parameters where they differ from the defaults: `ig` or `"ig(steps=64, baseline='blur')"`.
 
 *Gradients* says whether a method needs them. Where it needs none, a function that only predicts is enough, except for
-class activation maps and attention rollout, which look inside the network. *Complete* methods promise that their scores
+class activation maps and attention, which look inside the network. *Complete* methods promise that their scores
 add up to the difference of the output to that at a baseline. `random` and `edge` know nothing of the network: they are
 the controls that other methods have to beat.
 

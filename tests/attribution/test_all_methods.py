@@ -92,12 +92,13 @@ MAPS = {name: without(dims, "channel") for name, dims in POSITIONS.items() if {"
 """What methods that sum over channels give; without positions there is no map."""
 
 TRANSFORMERS = ("ids", "vectors of tokens", "image in patches")
+ATTENTION = ("rollout", "flow", "attention")
 CAMS = ("gradcam", "gradcam++", "layercam", "scorecam", "ablationcam")
 REFUSED: dict[tuple[str, str], type[NisslError]] = {
     **{(key, k): InputError for key in CAMS for k in ENTRIES if k not in MAPS},
-    **{("rollout", k): InputError for k in ENTRIES if k not in TRANSFORMERS},
+    **{(key, k): InputError for key in ATTENTION for k in ENTRIES if k not in TRANSFORMERS},
     **{(key, "inner vector"): RuleError for key in ("guided", "deconv")},  # no ReLU lies behind it
-    **{("deeplift", k): RuleError for k in TRANSFORMERS},  # a normalisation has no rescale rule
+    **{("deeplift", k): RuleError for k in TRANSFORMERS},  # nn.MultiheadAttention moves rows to the second dimension
 }
 
 
@@ -108,7 +109,7 @@ def expected(key: str, name: str) -> dict[str, int] | type[NisslError]:
     cls = METHODS[key]
     if cls.differentiates and name == "black box":
         return GradientError
-    if key in CAMS or key == "rollout":
+    if key in CAMS or key in ATTENTION:
         return MAPS[name]
     return ENTRIES[name] if cls.differentiates else POSITIONS[name]
 
@@ -163,7 +164,7 @@ def test_every_method_on_every_kind_of_input(key, name):
 
 @pytest.mark.parametrize("key", METHODS)
 def test_no_method_holds_all_its_rows_at_once(key):
-    net, x, _ = kind("image in patches" if key == "rollout" else "image")
+    net, x, _ = kind("image in patches" if key in ATTENTION else "image")
     cls = METHODS[key]
     sizes: list[int] = []
 

@@ -1,4 +1,4 @@
-"""Attention rollout against the same product computed from attention weights that the models give out themselves."""
+"""Scores from attention against the same sums computed from weights that the models give out themselves."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nissl.attribution import AttentionRollout
+from nissl.attribution import AttentionFlow, AttentionRollout, AttentionWeights
 from nissl.errors import InputError
+from nissl.models.text import AttentiveBiLSTM, TextTransformer
 from nissl.network import Network, target
 
 
@@ -189,3 +190,110 @@ def test_networks_without_one_sequence_of_attention_are_refused():
 def test_wrong_parameters(wrong):
     with pytest.raises(InputError, match="share"):
         AttentionRollout(**wrong)
+
+
+# ---------------------------------------------------------------- flow and weights
+
+
+def matrices(n_layers: int, tokens: int, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(1, tokens, tokens, generator=generator).double().mul(2).softmax(-1) for _ in range(n_layers)]
+
+
+def test_rollout_and_flow_in_known_cases():
+    for method in (AttentionRollout(), AttentionFlow()):
+        identity = [method.fused(torch.eye(5).double()[None])] * 4
+        assert method.reaching(identity, 0).tolist() == [1, 0, 0, 0, 0]
+        uniform = [method.fused(torch.full((1, 5, 5), 0.2).double())] * 3
+        for query in (0, 3, -1):
+            assert float(method.reaching(uniform, query).sum()) == pytest.approx(1)
+    one = [AttentionRollout().fused(p) for p in matrices(1, 6)]
+    for query in (0, 2, -1, None):
+        flow, product = (m.reaching(one, query) for m in (AttentionFlow(), AttentionRollout()))
+        np.testing.assert_allclose(flow, product, atol=1e-7)
+
+
+@pytest.mark.parametrize("residual", [0.0, 0.5])
+def test_flow_against_another_solver(residual):
+    import networkx
+
+    layers = [AttentionFlow(residual=residual).fused(p) for p in matrices(3, 5)]
+    graph = networkx.DiGraph()
+    for n, layer in enumerate(layers):
+        for i, row in enumerate(layer.tolist()):
+            for j, capacity in enumerate(row):
+                graph.add_edge((n + 1, i), (n, j), capacity=capacity)
+    for query in (0, 4):
+        flows = np.array([networkx.maximum_flow_value(graph, (3, query), (0, j)) for j in range(5)])
+        found = AttentionFlow(residual=residual).reaching(layers, query)
+        np.testing.assert_allclose(found, flows / flows.sum(), atol=1e-6)
+        assert (found - AttentionRollout().reaching(layers, query)).abs().max() > 0.01  # not the same thing
+
+
+def test_flow_of_an_encoder_and_its_limit():
+    text = Text().eval()
+    patterns = [torch.from_numpy(p) for p in weights_of(text, IDS)]
+    scores = AttentionFlow().attribute(Network(text), IDS, 1)
+    method = AttentionFlow()
+    for row in range(2):
+        expected = method.reaching([method.fused(p[row]) for p in patterns], 0)
+        np.testing.assert_allclose(scores.values[row], expected, atol=1e-9)
+    np.testing.assert_allclose(scores.values.sum(1), 1)
+    with pytest.raises(InputError, match=r"5 tokens.*max_tokens=4"):
+        AttentionFlow(max_tokens=4).attribute(Network(text), IDS, 1)
+
+
+def test_weights_of_additive_attention():
+    torch.manual_seed(0)
+    model = AttentiveBiLSTM(11, hidden=3, width=4).double().eval()
+    ids = torch.tensor([[1, 5, 2, 7, 0, 0], [3, 3, 9, 1, 4, 8]])
+    with torch.no_grad():
+        keep, x = ids != 0, model.embedding(ids)
+        h = torch.cat([model.forwards(x, keep), model.backwards(x, keep)], -1)
+        a = model.attention
+        scores = torch.tanh(h @ a.hidden.weight.T + a.hidden.bias) @ a.score.weight[0]
+        expected = scores.masked_fill(~keep, -torch.inf).softmax(1)
+    net = Network(model)
+    for method in (AttentionWeights(), AttentionWeights(layer=-1), AttentionWeights(query=0)):
+        np.testing.assert_allclose(method.attribute(net, ids, 1).values, expected, rtol=1e-9)
+    for wrong in (AttentionWeights(gather="max"), AttentionWeights(query=1), AttentionWeights(layer=1)):
+        with pytest.raises(InputError):
+            wrong.attribute(net, ids, 1)
+    with pytest.raises(InputError, match="one token sequence with itself"):
+        AttentionRollout().attribute(net, ids, 1)
+    uniform = Network(AttentiveBiLSTM(11, uniform=True).eval())
+    np.testing.assert_allclose(AttentionWeights().attribute(uniform, ids, 1).values[1], 1 / 6, rtol=1e-6)
+
+
+def test_weights_of_an_encoder():
+    text = Text().eval()
+    net, all_layers = Network(text), np.stack(weights_of(text, IDS))  # (layer, row, head, query, key)
+    mean = all_layers.mean((0, 2))
+    np.testing.assert_allclose(AttentionWeights().attribute(net, IDS, 1).values, mean[:, 0], rtol=1e-9)
+    np.testing.assert_allclose(
+        AttentionWeights(gather="max").attribute(net, IDS, 1).values, mean.max(2), rtol=1e-9
+    )  # for each query its largest weight
+    np.testing.assert_allclose(
+        AttentionWeights(layer=1, fusion="max", query=-1).attribute(net, IDS, 1).values,
+        all_layers[1].max(1)[:, -1],
+        rtol=1e-9,
+    )
+    np.testing.assert_allclose(AttentionWeights(query="mean").attribute(net, IDS, 1).values, mean.mean(1), rtol=1e-9)
+
+
+def test_attention_of_the_reference_transformer_leaves_padding_out():
+    torch.manual_seed(0)
+    model = TextTransformer(11, width=8, heads=2).eval()
+    ids = torch.tensor([[1, 5, 2, 7, 0, 0]])
+    for method in (AttentionWeights(), AttentionRollout(), AttentionFlow()):
+        padded = method.attribute(Network(model), ids, 1).values
+        assert not padded[0, 4:].any()
+        np.testing.assert_allclose(padded[:, :4], method.attribute(Network(model), ids[:, :4], 1).values, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"layer": 0.5}, {"gather": "key"}, {"fusion": "median"}, {"query": "first"}], ids=lambda v: next(iter(v))
+)
+def test_wrong_parameters_of_weights(wrong):
+    with pytest.raises((InputError, TypeError)):
+        AttentionWeights(**wrong)

@@ -284,6 +284,21 @@ class GatedMLP(nn.Module):
         return self.out(torch.tanh(self.a(x)) * F.gelu(self.b(x)) / 2 + self.a(x) * self.b(x).sigmoid())
 
 
+class MaskedAttention(nn.Module):
+    """Fused attention under a mask, and additive attention with a key that is shut out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.score, self.out = nn.Linear(6, 12), nn.Linear(4, 1), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x)[:, None].chunk(3, -1)
+        h = F.scaled_dot_product_attention(q, k, v, is_causal=True)[:, 0]
+        scores = self.score(torch.tanh(h)).transpose(1, 2)
+        shut = torch.tensor([False, False, True, False, False])
+        return self.out(torch.matmul(scores.masked_fill(shut, -float("inf")).softmax(-1), h)[:, 0])
+
+
 def rescale_nets() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
     torch.manual_seed(3)
     return {
@@ -294,6 +309,10 @@ def rescale_nets() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
             nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU6(True), nn.MaxPool2d(3, 2, 1),
             nn.Conv2d(6, 6, 3, padding=1), nn.SiLU(), nn.AdaptiveMaxPool2d(2), nn.Flatten(), nn.Linear(24, 3)),
             (2, 12, 12)),
+        "attention": (MaskedAttention(), (5, 6)),
+        "norms": (nn.Sequential(
+            nn.Linear(6, 8), nn.LayerNorm(8), nn.Tanh(), nn.RMSNorm(8), nn.Linear(8, 4),
+            nn.LayerNorm(4, elementwise_affine=False), nn.Linear(4, 3)), (6,)),
     }  # fmt: skip
 
 
@@ -320,12 +339,31 @@ def test_rescale_is_complete(name: str, dtype: torch.dtype) -> None:
     assert torch.equal(modified(Rescale(), net, x2[:4], lambda out: out[0::2, 2].sum())[1][0::2], g[0:4:2])
 
 
-def test_rescale_where_nothing_changes_is_the_gradient() -> None:
-    net = frozen(rescale_nets()["gated"][0])
-    x = torch.randn(4, 6).double()
+@pytest.mark.parametrize("name", ["gated", "attention", "norms"])
+def test_rescale_where_nothing_changes_is_the_gradient(name: str) -> None:
+    net, shape = rescale_nets()[name]
+    net = frozen(net)
+    x = torch.randn(4, *shape).double()
     _, g, _ = modified(Rescale(), net, paired(x, x))
     _, plain, _ = modified(None, net, x)
     assert gap(g[0::2], plain) < 1e-12
+
+
+def test_rescale_of_softmax_is_that_of_its_parts() -> None:
+    """By hand: exp with its own slope, the product with 1 / sum by the means over the pair."""
+    x, b = torch.tensor([[1.0, -2.0, 0.5]]).double(), torch.tensor([[0.0, 0.3, 0.5]]).double()
+    weights = torch.tensor([2.0, -1.0, 3.0]).double()
+    _, g, _ = modified(Rescale(), lambda v: (v.softmax(-1) * weights).sum(1), paired(x, b))
+    e, e0 = x.exp(), b.exp()
+    s, s0 = e.sum(), e0.sum()
+    slope = torch.where(x == b, e, (e - e0) / torch.where(x == b, 1, x - b))
+    # d(e/s) = de (1/s + 1/s0)/2 + (e + e0)/2 d(1/s), and d(1/s) = -ds / (s s0)
+    expected = slope * (weights * (1 / s + 1 / s0) / 2 - (weights * (e + e0) / 2).sum() / (s * s0))
+    assert gap(g[:1], expected) < 1e-14
+    far = paired(torch.tensor([[300.0, 0.0]]), torch.tensor([[0.0, 300.0]]))  # more than single precision can hold
+    y, g, _ = modified(Rescale(), lambda v: v.softmax(-1)[:, 0], far)
+    assert torch.isfinite(g).all()
+    assert abs(float((g[0] * (far[0] - far[1])).sum()) - 1) < 1e-6
 
 
 @pytest.mark.parametrize("pool_last", [False, True])
@@ -350,7 +388,8 @@ def test_rescale_agrees_with_captum(pool_last: bool) -> None:
     ("f", "name"),
     [
         (lambda x: x.transpose(0, 1).tanh().transpose(0, 1), "transpose"),
-        (lambda x: x.softmax(-1), "softmax"),
+        (lambda x: x.softmax(0), "softmax"),
+        (lambda x: F.group_norm(x, 2), "group_norm"),
         (lambda x: x / x.norm(dim=-1, keepdim=True), "div"),
         (lambda x: x.reshape(-1, 2).tanh(), "tanh"),
         (lambda x: x.flip(0), "flip"),

@@ -8,7 +8,7 @@ import inspect
 import re
 from typing import Any
 
-from nissl.attribution.attention import AttentionRollout
+from nissl.attribution.attention import AttentionFlow, AttentionRollout, AttentionWeights
 from nissl.attribution.base import Method
 from nissl.attribution.baselines import EdgeDetector, RandomScores
 from nissl.attribution.cams import AblationCAM, GradCAM, GradCAMPlusPlus, LayerCAM, ScoreCAM
@@ -21,15 +21,16 @@ from nissl.attribution.gradients import (
     VarGrad,
 )
 from nissl.attribution.perturbation import RISE, Occlusion
+from nissl.attribution.query_value import QueryValueAttribution, top_layers
 from nissl.attribution.relevance import LRP, DeconvNet, DeepLIFT, GuidedBackprop
 from nissl.attribution.shapley import LIME, KernelSHAP, ShapleySampling
 from nissl.errors import InputError
 
 __all__ = [
-    "LIME", "LRP", "METHODS", "RISE", "AblationCAM", "AttentionRollout", "DeconvNet", "DeepLIFT", "EdgeDetector",
-    "ExpectedGradients", "GradCAM", "GradCAMPlusPlus", "GuidedBackprop", "InputXGradient", "IntegratedGradients",
-    "KernelSHAP", "LayerCAM", "Method", "Occlusion", "RandomScores", "Saliency", "ScoreCAM", "ShapleySampling",
-    "SmoothGrad", "VarGrad", "method",
+    "LIME", "LRP", "METHODS", "RISE", "AblationCAM", "AttentionFlow", "AttentionRollout", "AttentionWeights",
+    "DeconvNet", "DeepLIFT", "EdgeDetector", "ExpectedGradients", "GradCAM", "GradCAMPlusPlus", "GuidedBackprop",
+    "InputXGradient", "IntegratedGradients", "KernelSHAP", "LayerCAM", "Method", "Occlusion", "QueryValueAttribution", "RandomScores",
+    "Saliency", "ScoreCAM", "ShapleySampling", "SmoothGrad", "VarGrad", "method", "top_layers",
 ]  # fmt: skip
 
 METHODS: dict[str, type[Method]] = {
@@ -40,7 +41,7 @@ METHODS: dict[str, type[Method]] = {
         GradCAM, GradCAMPlusPlus, LayerCAM, ScoreCAM, AblationCAM,
         Occlusion, RISE,
         LIME, KernelSHAP, ShapleySampling,
-        AttentionRollout,
+        AttentionRollout, AttentionFlow, AttentionWeights,
         RandomScores, EdgeDetector,
     )
 }  # fmt: skip
@@ -94,7 +95,7 @@ def _parameters(spec: str, text: str) -> dict[str, Any]:
     """Keyword arguments written as Python literals."""
     try:
         call = ast.parse(f"f({text})", mode="eval").body
-    except SyntaxError:
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: brackets or signs nested too deep
         call = None
     if not isinstance(call, ast.Call) or call.args or not isinstance(call.func, ast.Name):
         raise InputError(f"{spec!r} is no specification of a method: parameters are written name=value")
@@ -104,7 +105,7 @@ def _parameters(spec: str, text: str) -> dict[str, Any]:
             raise InputError(f"{spec!r} is no specification of a method: each parameter is written once, name=value")
         try:
             found[keyword.arg] = ast.literal_eval(keyword.value)
-        except ValueError as error:
+        except (ValueError, TypeError, RecursionError, MemoryError) as error:
             raise InputError(
                 f"{spec!r}: the value of {keyword.arg} must be a literal (number, string, True, None, tuple)"
             ) from error

@@ -1,13 +1,17 @@
-"""Attention rollout: how much of each token reaches the one that is read out."""
+"""Scores from attention: its weights, and how much of each token reaches the one that is read out."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_flow
 from torch import Tensor
 
+from nissl.arguments import at_least, flag, is_number, is_whole
 from nissl.attribution.base import Method
 from nissl.attribution.cams import Map, lay_out, map_at, maps_of
 from nissl.errors import InputError
@@ -57,42 +61,33 @@ class AttentionRollout(Method):
     positive: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.fusion not in ("mean", "max", "min"):
-            raise InputError(f"fusion={self.fusion!r}: choose 'mean', 'max' or 'min'")
+        _check(self)
         for name in ("residual", "discard"):
-            if not 0 <= getattr(self, name) < 1:
+            if not (is_number(getattr(self, name)) and 0 <= getattr(self, name) < 1):
                 raise InputError(f"{name} must be a share, at least 0 and below 1; got {getattr(self, name)!r}")
-        if self.query is not None and self.query != "mean" and not isinstance(self.query, int):
-            raise InputError(f"query must be the number of a token, 'mean' or None; got {self.query!r}")
 
     def explain(self, q: Question) -> Asking[Explained]:
         """See `Method.explain`."""
-        sites = pattern_sites(q)
-        answer = yield q.ask(read=sites, scalar=False)
-        patterns = [answer.reads[s] for s in sites]
+        patterns = yield from patterns_of(q)
         tokens = patterns[0].shape[-1]
-        if any(len(p) != 1 or tuple(p.shape[2:]) != (tokens, tokens) for p in patterns):
-            shapes = {s: tuple(p.shape) for s, p in zip(sites, patterns, strict=True)}
-            raise InputError(f"rollout needs patterns of one row and one token sequence with itself, got {shapes}")
-        layers = [self.fused(p[0]) for p in patterns]
+        if any(tuple(p.shape[1:]) != (tokens, tokens) for p in patterns):
+            shapes = [tuple(p.shape) for p in patterns]
+            raise InputError(
+                f"{self.name} needs patterns of one token sequence with itself (heads, tokens, tokens), got {shapes}"
+            )
+        layers = [self.fused(p) for p in patterns]
+        return on_tokens(q, self.reaching(layers, query_of(q, self.query, patterns)), self.upsample)
+
+    def reaching(self, layers: list[Tensor], query: int | None) -> Tensor:
+        """How much of each token reaches the query, (tokens,); None is the mean over all queries."""
         flow = layers[0]
         for layer in layers[1:]:
             flow = layer @ flow
-        maps = maps_of(q)
-        place = Map(q.site, "pattern", 2, (tokens,), ("token",), 0)
-        if not q.at_input and map_at(q, maps).positions != (tokens,):
-            raise InputError(f"{q.site!r} has positions {map_at(q, maps).positions}, the attention behind it {tokens}")
-        as_patches, dims = lay_out(q, maps, place, flow[:1], upsample=False)
-        only_patches = dims != ("token",) and as_patches.numel() == tokens
-        causal = not any(p.triu(1).any() for p in patterns)
-        query = self.query_of(tokens, causal, only_patches)
-        scores = flow.mean(0) if query is None else flow[query]
-        values, dims = lay_out(q, maps, place, scores[None], self.upsample)
-        return explained(q, values[0], dims=dims)
+        return flow.mean(0) if query is None else flow[query]
 
     def fused(self, pattern: Tensor) -> Tensor:
         """One layer's flow (tokens, tokens) from its pattern (heads, queries, keys); rows sum to 1."""
-        joined = pattern.mean(0) if self.fusion == "mean" else getattr(pattern, f"a{self.fusion}")(0)
+        joined = join(pattern, self.fusion)
         weakest = int(self.discard * joined.shape[1])
         if weakest:
             joined = joined.scatter(1, joined.topk(weakest, 1, largest=False).indices, 0)
@@ -101,13 +96,184 @@ class AttentionRollout(Method):
         flow = (1 - self.residual) * joined + self.residual * torch.eye(len(joined)).to(joined)
         return flow / flow.sum(1, keepdim=True)
 
-    def query_of(self, tokens: int, causal: bool, only_patches: bool) -> int | None:
-        """Which token is read out; None for the mean of all."""
-        if self.query is not None:
-            if self.query != "mean" and not -tokens <= self.query < tokens:
-                raise InputError(f"query={self.query}: there are {tokens} tokens")
-            return None if self.query == "mean" else self.query
-        return tokens - 1 if causal else None if only_patches else 0
+
+@dataclass(frozen=True, eq=False)
+class AttentionFlow(AttentionRollout):
+    """Largest flow that can reach the token that is read out from each token, through all layers of attention.
+
+    Parameters
+    ----------
+    fusion, residual, discard, query, upsample
+        As in `AttentionRollout`.
+    max_tokens : int, default 128
+        Longer sequences raise InputError: each token costs a maximum flow over layers × tokens² edges.
+
+    Notes
+    -----
+    The capacity of the edge from token j of a layer to token i of the next is how much i attends to j, mixed with the
+    identity as in rollout. Scores are normalised to sum 1. For one layer they equal rollout. Capacities are rounded to
+    2⁻²⁸. The mean over all queries takes tokens² maximum flows.
+
+    References
+    ----------
+    Abnar, Zuidema: Quantifying attention flow in transformers (2020).
+    """
+
+    max_tokens: int = 128
+
+    name: ClassVar[str] = "flow"
+    title: ClassVar[str] = "Attention flow"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("max_tokens", self.max_tokens, 1)
+
+    def reaching(self, layers: list[Tensor], query: int | None) -> Tensor:
+        """See `AttentionRollout.reaching`."""
+        tokens = len(layers[0])
+        if tokens > self.max_tokens:
+            raise InputError(
+                f"attention flow over {tokens} tokens takes {tokens} maximum flows of {len(layers) * tokens**2} edges "
+                f"each; max_tokens={self.max_tokens} forbids it: raise it, or use rollout"
+            )
+        graph = layered(np.stack([layer.double().cpu().numpy() for layer in layers]))
+        top = len(layers) * tokens
+        queries = range(tokens) if query is None else [query % tokens]
+        flows = np.array([[maximum_flow(graph, top + i, j).flow_value for j in range(tokens)] for i in queries], float)
+        scores = (flows / flows.sum(1, keepdims=True)).mean(0)
+        return torch.from_numpy(scores).to(layers[0])
+
+
+def layered(layers: np.ndarray) -> csr_array:
+    """Graph of attention (layers, queries, keys), whole capacities: node l·tokens + i is token i before layer l."""
+    n_layers, tokens, _ = layers.shape
+    capacities = np.rint(layers * 2**28).astype(np.int32)
+    layer, i, j = np.nonzero(capacities)
+    size = (n_layers + 1) * tokens
+    nodes = ((layer + 1) * tokens + i, layer * tokens + j)
+    return csr_array((capacities[layer, i, j], nodes), shape=(size, size))
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionWeights(Method):
+    """Attention weights as they are, joined over heads and layers.
+
+    Parameters
+    ----------
+    layer : int, optional
+        Which attention pattern, in the order of the forward pass; -1 is the last. By default the mean of all.
+    fusion : {"mean", "max", "min"}, default "mean"
+        How heads are joined.
+    gather : {"query", "max"}, default "query"
+        What a token's score is: how much the query attends to it; or, as in some comparisons of explanations, the
+        largest weight that the token itself gives to any other.
+    query, upsample
+        As in `AttentionRollout`. Attention with a single query, such as the additive attention that pools an LSTM's
+        states, has no choice.
+
+    Notes
+    -----
+    Weights say what a layer mixes, not what the output owes to it, and look at no class (Jain & Wallace 2019).
+
+    References
+    ----------
+    Bahdanau, Cho, Bengio: Neural machine translation by jointly learning to align and translate (2015). Neely et al.: A
+    song of (dis)agreement (2022).
+    """
+
+    layer: int | None = None
+    fusion: Literal["mean", "max", "min"] = "mean"
+    gather: Literal["query", "max"] = "query"
+    query: int | Literal["mean"] | None = None
+    upsample: bool = True
+
+    name: ClassVar[str] = "attention"
+    title: ClassVar[str] = "Attention weights"
+    paper: ClassVar[str] = "Bahdanau et al. 2015"
+    class_sensitive: ClassVar[bool] = False
+    positive: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check(self)
+        if self.layer is not None and not is_whole(self.layer):
+            raise InputError(f"layer must be the number of an attention pattern or None; got {self.layer!r}")
+        if self.gather not in ("query", "max"):
+            raise InputError(f"gather={self.gather!r}: choose 'query' or 'max'")
+
+    def explain(self, q: Question) -> Asking[Explained]:
+        """See `Method.explain`."""
+        patterns = yield from patterns_of(q)
+        if self.layer is not None:
+            if not -len(patterns) <= self.layer < len(patterns):
+                raise InputError(f"layer={self.layer}: there are {len(patterns)} attention patterns")
+            patterns = [patterns[self.layer]]
+        if len({tuple(p.shape[1:]) for p in patterns}) > 1:
+            shapes = [tuple(p.shape) for p in patterns]
+            raise InputError(
+                f"attention patterns differ in shape, {shapes} (heads, queries, keys): choose one, layer=…"
+            )
+        weights = torch.stack([join(p, self.fusion) for p in patterns]).mean(0)
+        if self.gather == "max":
+            if weights.shape[0] != weights.shape[1]:
+                raise InputError(f"gather='max' needs a query for each key, here are {tuple(weights.shape)}")
+            return on_tokens(q, weights.amax(1), self.upsample)
+        query = query_of(q, self.query, patterns)
+        return on_tokens(q, weights.mean(0) if query is None else weights[query], self.upsample)
+
+
+def _check(method: AttentionRollout | AttentionWeights) -> None:
+    if method.fusion not in ("mean", "max", "min"):
+        raise InputError(f"fusion={method.fusion!r}: choose 'mean', 'max' or 'min'")
+    if method.query is not None and method.query != "mean" and not is_whole(method.query):
+        raise InputError(f"query must be the number of a token, 'mean' or None; got {method.query!r}")
+    flag("upsample", method.upsample)
+
+
+def join(pattern: Tensor, fusion: str) -> Tensor:
+    """One pattern (queries, keys) from those of all heads (heads, queries, keys)."""
+    return pattern.mean(0) if fusion == "mean" else getattr(pattern, f"a{fusion}")(0)
+
+
+def patterns_of(q: Question) -> Asking[list[Tensor]]:
+    """Attention patterns (heads, queries, keys) behind the question's site, in order."""
+    sites = pattern_sites(q)
+    answer = yield q.ask(read=sites, scalar=False)
+    found = [answer.reads[s] for s in sites]
+    if any(len(p) != 1 for p in found):
+        shapes = {s: tuple(p.shape) for s, p in zip(sites, found, strict=True)}
+        raise InputError(f"attention patterns of one row are needed, not of windows; got {shapes}")
+    return [p[0] for p in found]
+
+
+def query_of(q: Question, wanted: int | str | None, patterns: list[Tensor]) -> int | None:
+    """Which query is read out; None for the mean of all. See `AttentionRollout`."""
+    queries, tokens = patterns[0].shape[1:]
+    if wanted == "mean":
+        return None
+    if wanted is not None:
+        if not -queries <= int(wanted) < queries:
+            raise InputError(f"query={wanted}: there are {queries} tokens")
+        return int(wanted)
+    if queries != tokens:
+        return 0 if queries == 1 else None
+    if not any(p.triu(1).any() for p in patterns):
+        return tokens - 1
+    as_patches, dims = _laid_out(q, torch.zeros(1, tokens), upsample=False)
+    return None if dims != ("token",) and as_patches.numel() == tokens else 0
+
+
+def on_tokens(q: Question, scores: Tensor, upsample: bool) -> Explained:
+    """Scores of tokens as they lie on the input."""
+    values, dims = _laid_out(q, scores[None], upsample)
+    return explained(q, values[0], dims=dims)
+
+
+def _laid_out(q: Question, scores: Tensor, upsample: bool) -> tuple[Tensor, tuple[str, ...]]:
+    tokens = scores.shape[-1]
+    maps = maps_of(q)
+    if not q.at_input and map_at(q, maps).positions != (tokens,):
+        raise InputError(f"{q.site!r} has positions {map_at(q, maps).positions}, the attention behind it {tokens}")
+    return lay_out(q, maps, Map(q.site, "pattern", 2, (tokens,), ("token",), 0), scores, upsample)
 
 
 def pattern_sites(q: Question) -> list[str]:
@@ -126,5 +292,5 @@ def pattern_sites(q: Question) -> list[str]:
     behind = [s for s in sites if (trace.position(parse(s)) or 0) > start]
     if not behind:
         where = "" if q.at_input else f" behind {q.site!r}"
-        raise InputError(f"{q.network.name} has no attention patterns{where}: rollout is for transformers")
+        raise InputError(f"{q.network.name} has no attention patterns{where}: this is for networks with attention")
     return behind

@@ -76,8 +76,10 @@ class DeepLIFT(Method):
     Notes
     -----
     Complete: scores sum to f(x) - f(baseline) in one pass, for scalars that are linear in the network's output; a
-    softmax in the target is differentiated plainly and leaves a ``completeness_gap``. Operations for which the rescale
-    rule says nothing, such as attention's softmax, raise RuleError.
+    softmax in the target is differentiated plainly and leaves a ``completeness_gap``. Softmax and layer norms inside
+    the network, and products as in the gates of an LSTM, keep that promise too (see `nissl.network.Rescale`).
+    What there is no rule for raises RuleError: whole LSTMs in one fused call, or ``nn.MultiheadAttention``, which moves
+    rows out of the first dimension.
 
     References
     ----------
@@ -169,7 +171,7 @@ class LRP(Method):
         if self.composite in ("attnlrp", "relp"):
             return AttnLRP() if self.composite == "attnlrp" else RelP()
         low, high = self.low, self.high
-        if self.composite.endswith("_box") and low is None:
+        if str(self.composite).endswith("_box") and low is None:
             low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
             if low == high:
                 raise InputError("an input that is zero everywhere has no range to make a box of: give low= and high=")

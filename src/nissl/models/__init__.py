@@ -1,0 +1,1 @@
+"""Networks that explain themselves, and small reference networks."""
