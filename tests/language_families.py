@@ -43,8 +43,10 @@ def word_tokenizer(words: list[str] = WORDS, **more) -> t.PreTrainedTokenizerFas
     )
 
 
-def tiny(family: str, seed: int = 0, dtype: torch.dtype = torch.float64) -> LanguageModel:
+def tiny(family: str, seed: int = 0, dtype: torch.dtype | None = None) -> LanguageModel:
     """A tiny model in evaluation mode, with weights large enough for every part to matter."""
+    # the plain attention of transformers, which Gemma 2 keeps, cannot mask whole rows in float64
+    dtype = dtype or (torch.float32 if family == "gemma2" else torch.float64)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = FAMILIES[family]().to(dtype).eval()

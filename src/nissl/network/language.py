@@ -146,13 +146,13 @@ class LanguageModel(Network):
         """Whether the model's forward takes an argument of that name."""
         return name in self._taken
 
-    def encode(self, prompts: Prompts, *, side: str = "left", keep: int = 1, special: bool = True) -> Inputs:
+    def encode(self, prompts: Any, *, side: str = "left", keep: int = 1, special: bool = True) -> Inputs:
         """Inputs of a Pass or Rollout.
 
         Parameters
         ----------
         prompts : str, sequence of str, of token ids, or of chats
-            A chat is a list of ``{"role": ..., "content": ...}``; it goes through the tokenizer's chat template and ends
+            One text, texts, lists of token ids, one chat, or chats. A chat is a list of ``{"role": ..., "content": ...}``; it goes through the tokenizer's chat template and ends
             where the assistant begins.
         side : {"left", "right"}, default "left"
             Where shorter prompts are padded. On the left, position -1 is the last token of every prompt.
@@ -268,7 +268,7 @@ class LanguageModel(Network):
         with self._alone(), torch.inference_mode(False), self._quiet(gradients=False):
             yield
 
-    def generate(self, prompts: Prompts, edits: Any = (), then: Any = None, **settings: Any) -> list[list[str]]:
+    def generate(self, prompts: Any, edits: Any = (), then: Any = None, **settings: Any) -> list[list[str]]:
         """New text for each prompt and sample.
 
         Parameters

@@ -354,8 +354,6 @@ class _Drive:
             cost.seconds += time.perf_counter() - started
             r.single = not isinstance(asked, list)
             questions = asked if isinstance(asked, list) else [asked]
-            if not questions:
-                raise NisslError(f"{r.job.name} yielded an empty list; methods yield Passes")
             r.answers = [None] * len(questions)
             r.missing = len(questions)
             for slot, question in enumerate(questions):
@@ -450,7 +448,7 @@ class _Drive:
             if not ticket.left:
                 self._finish(ticket)
 
-    def _run(self, network: Network, parts: list[Pass]) -> Answer:
+    def _run(self, network: Network, parts: list[Any]) -> Answer:
         """Answer a batch; in halves where memory does not hold it."""
         question = merge(parts)
         step = question.rules.group if question.rules is not None else 1
