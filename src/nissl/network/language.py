@@ -458,12 +458,9 @@ def _read(folder: Path, dtype: torch.dtype, **more: Any) -> tuple[Any, Any]:
     transformers.utils.logging.disable_progress_bar()
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, **more)
-        try:
+        tokenizer = None  # of a folder of weights alone: prompts are token ids
+        if more or any(f for pattern in ("tokenizer*", "vocab*", "*.model") for f in folder.glob(pattern)):
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, **more)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            if any(folder.glob("tokenizer*")) or more:
-                raise
-            tokenizer = None  # a folder of weights alone: prompts are token ids
     except ImportError as error:
         raise MissingExtraError(f"reading {folder} needs another package: {error}") from error
     except Exception as error:  # transformers, safetensors and gguf raise whatever they meet
