@@ -67,6 +67,22 @@ def test_audit_ends_with_a_table_and_where_the_report_is(here, monkeypatch, caps
     assert "report.html" in out
 
 
+def test_the_table_fits_a_terminal_of_80_columns(here, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = run(
+        monkeypatch, capsys, "audit", "--model", "mine:net", "--data", "data.npz", "--methods", "smoothgrad(samples=2),ixg",
+        "--checks", "curves,randomisation,logit", "--out", "run",
+    )  # fmt: skip
+    assert code == 0
+    for name in ("smoothgrad(samples=2)", "ixg", "random", "edge"):
+        # one line each, nothing cut
+        (row,) = [line for line in out.splitlines() if line.strip().startswith(f"{name} ")]
+        assert "…" not in row
+        assert any(v in row for v in ("believe", "with care", "undecided"))
+    (why,) = [line for line in out.splitlines() if line.startswith("a baseline ")]
+    assert why.split()[-2:] == ["random,", "edge"]
+
+
 def test_methods_and_papers_and_sites_as_json(here, monkeypatch, capsys):
     _, out, _ = run(monkeypatch, capsys, "methods", "--json")
     assert {m["method"] for m in json.loads(out)} == set(METHODS)

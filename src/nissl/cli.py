@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -93,6 +94,8 @@ def audit(
         return
     console = Console()
     console.print(_verdict_table(result))
+    console.print(_reasons(result))
+    console.print()
     console.print(
         f"{result.meta['seconds']:.0f} s, {result.meta['rows']} rows asked, {result.meta['reused']} of them answered from memory"
     )
@@ -242,26 +245,43 @@ def _masks(data: Any) -> Any:
     return (x >= left) & (x < right) & (y >= upper) & (y < lower)
 
 
+_COLUMNS = {
+    "faithfulness": "insertion\n− deletion",
+    "randomisation_similarity": "random\nweights",
+    "gridpg": "GridPG",
+    "difull": "DiFull",
+    "logit_similarity": "other\nclass",
+}
+
+
 def _verdict_table(result: Any) -> Table:
-    names = [
-        f
-        for f in ("faithfulness", "randomisation_similarity", "gridpg", "difull", "logit_similarity")
-        if f in result.table
-    ]
-    table = Table(title=f"{result.meta['model']}, {result.meta['n_examples']} examples")
+    """Narrow enough for a terminal of 80 columns; all figures are in the report."""
+    names = [f for f in _COLUMNS if f in result.table]
+    table = Table(
+        title=f"{result.meta['model']}, {result.meta['n_examples']} examples", box=SIMPLE_HEAD, padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )  # fmt: skip
     table.add_column("method")
     table.add_column("verdict", no_wrap=True)
     for f in names:
-        table.add_column(result.figure_info[f]["title"], justify="right")
+        table.add_column(_COLUMNS[f], justify="right")
     table.add_column("rows", justify="right")
-    table.add_column("why")
     for method, row in result.table.iterrows():
         mark, colour = _MARKS.get(row["verdict"], ("", ""))
         values = [f"{row[f]:.2f}" if row[f] == row[f] else "–" for f in names]
-        why = row["reasons"][0] if len(row["reasons"]) else ""
-        table.add_row(
-            Text(str(method)), Text(f"{mark} {row['verdict']}", style=colour), *values, str(row["forward"]), Text(why)
-        )
+        table.add_row(Text(str(method)), Text(f"{mark} {row['verdict']}", style=colour), *values, str(row["forward"]))
+    return table
+
+
+def _reasons(result: Any) -> Table:
+    """What decided, and for which methods."""
+    decided: dict[str, list[str]] = {}
+    for method, row in result.table.iterrows():
+        for reason in row["reasons"][:1]:
+            decided.setdefault(str(reason).partition(":")[0], []).append(str(method))
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for what, methods in decided.items():
+        table.add_row(Text(what), Text(", ".join(methods)))
     return table
 
 

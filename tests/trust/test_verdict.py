@@ -53,8 +53,8 @@ def test_a_good_method_is_believed_with_evidence():
     assert row["faithfulness_p"] == row["faithfulness_p_edge"] == row["faithfulness_p_random"] == 2 / 2**12
     assert row["faithfulness"] == pytest.approx(0.5)
     assert row["faithfulness_low"] < 0.5 < row["faithfulness_high"]
-    assert any("above random 0" in r for r in row["reasons"])
-    assert any("above edge 0.1" in r for r in row["reasons"])
+    assert any(r.startswith("above random: insertion − deletion 0.5 ") for r in row["reasons"])
+    assert any(r.startswith("above edge: ") and "against 0.1 [" in r for r in row["reasons"])
     assert len(row["reasons"]) == 8  # two baselines and six other figures
 
 
@@ -78,10 +78,10 @@ def test_not_above_edge_is_not_believed(level):
     row = judged({"faithfulness": level})
     assert row["verdict"] == "do not believe"
     reason = row["reasons"][0]
-    assert "is not above" in reason
+    assert reason.startswith(("not above", "not shown to be above"))
     assert "p = " in reason
     assert "12 examples" in reason
-    assert any("is not above edge 0.1 [" in r for r in row["reasons"])
+    assert any("above edge: insertion" in r and "against 0.1 [" in r for r in row["reasons"])
 
 
 def test_above_noise_but_equal_to_edge_is_not_believed():
@@ -90,7 +90,7 @@ def test_above_noise_but_equal_to_edge_is_not_believed():
     assert row["faithfulness_p_random"] == 2 / 2**12
     assert row["faithfulness_p_edge"] == row["faithfulness_p"] == 1.0
     assert row["reasons"] == [
-        "insertion − deletion 0.1 [0.1, 0.1] is not above edge 0.1 [0.1, 0.1] (mean difference 0, p = 1, 12 examples)"
+        "not above edge: insertion − deletion 0.1 [0.1, 0.1] against 0.1 [0.1, 0.1] (mean difference 0, p = 1, 12 examples)"
     ]
 
 
@@ -102,6 +102,7 @@ def test_positive_but_not_significant_with_enough_examples_is_not_believed():
     assert row["faithfulness"] > 0
     assert row["faithfulness_p"] > 0.05
     assert row["verdict"] == "do not believe"
+    assert row["reasons"][0].startswith("not shown to be above random: ")  # it is above, as far as this goes
 
 
 @pytest.mark.parametrize(("n", "verdict"), [(1, "undecided"), (5, "undecided"), (6, "believe")])
@@ -111,15 +112,15 @@ def test_few_examples_are_undecided_and_the_number_needed_is_said(n, verdict):
     assert row["verdict"] == verdict
     if n < 6:
         assert "at least 6 are needed" in row["reasons"][0]
-        assert ("1 example cannot" if n == 1 else "5 examples cannot") in row["reasons"][0]
+        assert ("1 example," if n == 1 else "5 examples,") in row["reasons"][0]
 
 
 def test_few_examples_do_not_excuse_a_method_below_the_baselines():
     row = judged({"faithfulness": 0.05}, n=3, spread=0.0)
     assert row["verdict"] == "do not believe"
     assert len(row["reasons"]) == 2
-    assert "is not above edge" in row["reasons"][0]  # the worst first, the rest is kept
-    assert "3 examples cannot show it" in row["reasons"][1]
+    assert "not above edge" in row["reasons"][0]  # the worst first, the rest is kept
+    assert "too few examples" in row["reasons"][1]
 
 
 @pytest.mark.parametrize(("n", "verdict"), [(8, "undecided"), (9, "believe")])
@@ -175,8 +176,8 @@ def test_examples_are_paired_by_name_not_by_order():
     [
         ("randomisation_similarity", 0.5, 0.5001, "do not believe", "unmoved by randomising the weights"),
         ("logit_similarity", 0.95, 0.9501, "with care", "does not depend on which class is explained"),
-        ("gridpg", 0.2501, 0.25, "with care", "gridpg 0.25 [0.25, 0.25] is not above chance 0.25"),
-        ("difull", 0.2501, 0.25, "with care", "difull 0.25 [0.25, 0.25] is not above chance 0.25"),
+        ("gridpg", 0.2501, 0.25, "with care", "gridpg not above chance: 0.25 [0.25, 0.25], chance is 0.25"),
+        ("difull", 0.2501, 0.25, "with care", "difull not above chance: 0.25 [0.25, 0.25], chance is 0.25"),
         ("completeness_gap", 0.05, 0.0501, "with care", "incomplete"),
         ("max_sensitivity", 1.0, 1.001, "with care", "unstable"),
     ],
@@ -239,7 +240,7 @@ def test_the_worst_finding_decides_and_all_are_kept_in_order():
     row = judged({"faithfulness": -0.1, "randomisation_similarity": 0.9, "gridpg": 0.1, "max_sensitivity": 2.0})
     assert row["verdict"] == "do not believe"
     assert len(row["reasons"]) == 5
-    assert all("is not above" in r for r in row["reasons"][:2])
+    assert all("above" in r.partition(":")[0] for r in row["reasons"][:2])
     assert "unmoved" in row["reasons"][2]
     assert "gridpg" in row["reasons"][3]
     row = judged({"gridpg": 0.1}, n=5)

@@ -279,17 +279,19 @@ def _against_baselines(values: pd.DataFrame, candidates: list[str], s: VerdictSe
 
 def _faithfulness(ours: _Evidence, theirs: _Evidence, c: _Comparison, needed: int, s: VerdictSettings) -> _Finding:
     """Rule 1 against one baseline."""
-    detail = f"mean difference {_number(c.difference)}, {_p(c.p)}, {_examples(c.n)}"
+    # What was found comes first, up to the colon; then the numbers.
+    figures = f"insertion − deletion {ours} against {theirs}"
+    detail = f"(mean difference {_number(c.difference)}, {_p(c.p)}, {_examples(c.n)})"
     if c.difference > 0 and c.p < s.alpha:
-        return _Finding("believe", f"insertion − deletion {ours} is above {c.baseline} {theirs} ({detail})")
+        return _Finding("believe", f"above {c.baseline}: {figures} {detail}")
     if c.difference > 0 and c.attainable >= s.alpha:
         return _Finding(
             "undecided",
-            f"insertion − deletion {ours} is above {c.baseline} {theirs}, but {_examples(c.n)} cannot show it "
-            f"(mean difference {_number(c.difference)}, smallest attainable {_p(c.attainable)}); "
-            f"at least {needed} are needed",
+            f"too few examples to show it above {c.baseline}: {figures} (mean difference {_number(c.difference)}, "
+            f"{_examples(c.n)}, smallest attainable {_p(c.attainable)}); at least {needed} are needed",
         )
-    return _Finding("do not believe", f"insertion − deletion {ours} is not above {c.baseline} {theirs} ({detail})")
+    found = "not shown to be above" if c.difference > 0 else "not above"
+    return _Finding("do not believe", f"{found} {c.baseline}: {figures} {detail}")
 
 
 def _further_rules(
@@ -327,8 +329,8 @@ def _further_rules(
         e = evidence[figure]
         rule(
             figure, "with care", not e.low > chance,
-            f"{figure} {e} is not above chance {_number(chance)}",
-            f"{figure} {e} is above chance {_number(chance)}",
+            f"{figure} not above chance: {e}, chance is {_number(chance)}",
+            f"{figure} above chance: {e}, chance is {_number(chance)}",
         )  # fmt: skip
     if claims.complete:
         e, limit = evidence["completeness_gap"], s.completeness_gap
