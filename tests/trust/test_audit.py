@@ -187,7 +187,7 @@ def test_a_killed_run_resumes_and_asks_no_finished_pass_again(tmp_path):
             x = torch.rand(6, 8, generator=torch.Generator().manual_seed(1))
             result = nissl.audit(net, x, targets=0, methods=["occlusion", "rise"], checks=["curves"], out=out, resume=True,
                                  budget=24, runner_options={"batch_size": 8, "progress": False})
-            print(result.table.faithfulness.tolist())
+            print(result.table.faithfulness.tolist(), result.table.forward.tolist(), result.meta["rows"])
             """
         )
     )

@@ -45,6 +45,11 @@ class Cost:
     reused: int = 0
     seconds: float = 0.0
 
+    def __iadd__(self, other: Cost) -> Cost:
+        for name, value in other.__dict__.items():
+            setattr(self, name, getattr(self, name) + value)
+        return self
+
 
 @dataclass(eq=False)
 class Job:
@@ -62,6 +67,8 @@ class Job:
         Makes the generator.
     passes : set of str
         Keys of the answers it was given; filled while it runs, for who wants to drop them from disk afterwards.
+    spent : dict of str to Cost
+        What it cost, by the names it had; filled while it runs.
     """
 
     name: str
@@ -69,6 +76,7 @@ class Job:
     network: Network
     start: Callable[[], Generator[Any, Any, Any]]
     passes: set[str] = field(default_factory=set)
+    spent: dict[str, Cost] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -341,17 +349,16 @@ class _Drive:
     def _advance(self, r: _Running, answer: Any) -> None:
         """Hand a generator its answers until it has to wait."""
         while True:
-            cost = self.runner.cost(r.job.name)
             started = time.perf_counter()
             error, r.error = r.error, None
             try:
                 asked = r.generator.send(answer) if error is None else r.generator.throw(error)
             except StopIteration as stop:
-                cost.seconds += time.perf_counter() - started
+                self._spend(r.job, seconds=time.perf_counter() - started)
                 self.running.discard(r)
                 self.ready.append((r.job, stop.value))
                 return
-            cost.seconds += time.perf_counter() - started
+            self._spend(r.job, seconds=time.perf_counter() - started)
             r.single = not isinstance(asked, list)
             questions = asked if isinstance(asked, list) else [asked]
             r.answers = [None] * len(questions)
@@ -366,9 +373,7 @@ class _Drive:
         network, question = asked if isinstance(asked, tuple) else (r.job.network, asked)
         if not isinstance(question, (Pass, Rollout)):
             raise NisslError(f"{r.job.name} yielded {type(question).__name__}; methods yield Passes or Rollouts")
-        cost = self.runner.cost(r.job.name)
-        cost.forward += question.cost
-        cost.backward += question.n if question.wrt else 0
+        self._spend(r.job, forward=question.cost, backward=question.n if question.wrt else 0)
         # A scalar of the output can be taken from an answer that only gives the output: passes that differ in nothing
         # but their target are one pass.
         late = question.of if question.of is not None and not question.wrt and question.of.site is None else None
@@ -380,11 +385,11 @@ class _Drive:
             r.job.passes.add(key)
             known = self.runner.cache.get(key)
             if known is not None:
-                cost.reused += question.n
+                self._spend(r.job, reused=question.n)
                 _hand(_to(known, network.device), r, slot, late)
                 return
             if key in self.under_way:
-                cost.reused += question.n
+                self._spend(r.job, reused=question.n)
                 self.under_way[key].waiting.append((r, slot, late))
                 return
         ticket = _Ticket(network, question, key, waiting=[(r, slot, late)])
@@ -394,6 +399,11 @@ class _Drive:
         group = (id(network), question.merge_key)
         self.queues.setdefault(group, deque()).append((ticket, slice(0, question.n)))
         self.rows[group] = self.rows.get(group, 0) + question.n
+
+    def _spend(self, job: Job, **amounts: float) -> None:
+        for costs in (self.runner.costs, job.spent):
+            cost = costs.setdefault(job.name, Cost())
+            cost += Cost(**amounts)  # pyright: ignore[reportArgumentType]
 
     def _fingerprint(self, network: Network) -> str:
         # the network is held, so that its id stays its own while this drive lasts
@@ -444,7 +454,7 @@ class _Drive:
                 ticket.error = ticket.error or self._nonfinite(ticket, rows, ticket.parts[rows.start])
             ticket.left -= n
             at += n
-            self.runner.cost(ticket.waiting[0][0].job.name).seconds += each * n
+            self._spend(ticket.waiting[0][0].job, seconds=each * n)
             if not ticket.left:
                 self._finish(ticket)
 

@@ -444,7 +444,12 @@ def _examine(
             for name in table:
                 kept = None if folder is None else folder.kept(f"{_file(name)}-{q.example}")
                 if kept is not None:
-                    found[name, q.example] = _Found(*kept)
+                    scores, measured, costs = kept
+                    found[name, q.example] = _Found(scores, measured)
+                    left[q.example] -= 1
+                    for k, cost in costs.items():  # asked before the interruption, and asked for all the same
+                        spent = runner.cost(k)
+                        spent += cost
                     continue
                 job = Job(name, (name, q.example), network, lambda: iter(()))  # pyright: ignore[reportArgumentType]
                 job.start = lambda name=name, q=q, job=job: pipeline(name, q, job)
@@ -459,7 +464,7 @@ def _examine(
         passes.setdefault(i, set()).update(job.passes)
         left[i] -= 1
         if folder is not None:
-            folder.keep(f"{_file(name)}-{i}", scores, measured, {})
+            folder.keep(f"{_file(name)}-{i}", scores, measured, job.spent)
             if not left[i]:
                 runner.cache.forget(passes.pop(i))
     for name in table:

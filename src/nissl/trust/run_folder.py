@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -18,7 +19,7 @@ import xarray as xr
 from filelock import FileLock, Timeout
 
 from nissl.errors import RunFolderError
-from nissl.runner import Explained
+from nissl.runner import Cost, Explained
 from nissl.trust.check import Measured
 
 
@@ -118,20 +119,21 @@ class RunFolder:
 
     # ---------------------------------------------------------------- while it runs
 
-    def keep(self, name: str, scores: Explained, measured: Measured, cost: Mapping[str, float]) -> None:
-        """Keep what a finished job found."""
+    def keep(self, name: str, scores: Explained, measured: Measured, costs: Mapping[str, Cost]) -> None:
+        """Keep what a finished job found, and its costs by name."""
         arrays = {"scores": scores.values.detach().cpu().numpy()}
         arrays |= {f"x {k}": v[0] for k, v in measured.curves.items()} | {
             f"y {k}": v[1] for k, v in measured.curves.items()
         }
         arrays |= {f"map {k}": v for k, v in measured.maps.items()}
-        facts = {"dims": scores.dims, "extra": scores.extra, "figures": measured.figures, "cost": dict(cost)}
+        spent = {k: dataclasses.asdict(c) for k, c in costs.items()}
+        facts = {"dims": scores.dims, "extra": scores.extra, "figures": measured.figures, "cost": spent}
         buffer = io.BytesIO()
         arrays["facts"] = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
         np.savez(buffer, allow_pickle=False, **arrays)
         write_atomically(self.partial / f"{name}.npz", buffer.getvalue())
 
-    def kept(self, name: str) -> tuple[Explained, Measured, dict[str, float]] | None:
+    def kept(self, name: str) -> tuple[Explained, Measured, dict[str, Cost]] | None:
         """What a job found before the run was interrupted, or None."""
         file = self.partial / f"{name}.npz"
         if not file.exists():
@@ -139,6 +141,7 @@ class RunFolder:
         try:
             with np.load(file, allow_pickle=False) as z:
                 facts = json.loads(z["facts"].tobytes())
+                facts["cost"] = {k: Cost(**c) for k, c in facts["cost"].items()}
                 curves = {k[2:]: (z[k], z[f"y {k[2:]}"]) for k in z.files if k.startswith("x ")}
                 maps = {k[4:]: z[k] for k in z.files if k.startswith("map ")}
                 scores = Explained(torch.from_numpy(z["scores"]), tuple(facts["dims"]), facts["extra"])
