@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import xarray as xr
 
+from nissl.arguments import at_least, instance
 from nissl.network import Network
 from nissl.runner import Asking, Explained, Question, Runner
 
@@ -38,7 +39,14 @@ class Method(ABC):
         """Scores for one example: a generator that yields Passes and returns `explained(q, values)`."""
 
     def at_budget(self, passes: int) -> Method:
-        """The same method asking for about that many rows an example; methods of fixed cost stay as they are."""
+        """The same method asking for about that many rows an example; methods of fixed cost stay as they are.
+
+        Raises
+        ------
+        InputError
+            `passes` is no whole number, or below 1.
+        """
+        at_least("passes", passes, 1)
         return self
 
     def attribute(
@@ -72,4 +80,5 @@ class Method(ABC):
             First dimension ``example``; ``attrs`` hold method, parameters, target, cost, seed and fingerprint.
         """
         runner = Runner() if runner is None else runner
+        instance("runner", runner, Runner)
         return runner.attribute({self.name: self}, network, inputs, target, site=site, seed=seed)[self.name]

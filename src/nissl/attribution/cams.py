@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
+from nissl.arguments import at_least, flag
 from nissl.attribution.base import Method
-from nissl.attribution.gradients import at_least
 from nissl.attribution.masking import Baseline, baseline_of, check_baseline, masked
 from nissl.errors import InputError
 from nissl.network import Site
@@ -40,6 +40,9 @@ class CAM(Method):
     upsample: bool = True
 
     positive: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        flag("upsample", self.upsample)
 
     @abstractmethod
     def channel_sum(self, q: Question, maps: list[Map], place: Map) -> Asking[Tensor]:
@@ -187,12 +190,15 @@ class ScoreCAM(CAM):
     paper: ClassVar[str] = "Wang et al. 2020"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.n_channels is not None:
             at_least("n_channels", self.n_channels, 1)
+        flag("softmax", self.softmax)
         check_baseline(self.baseline)
 
     def at_budget(self, passes: int) -> ScoreCAM:
         """See `Method.at_budget`."""
+        at_least("passes", passes, 1)
         return replace(self, n_channels=max(min(self.n_channels or passes, passes - 1), 1))
 
     def channel_sum(self, q: Question, maps: list[Map], place: Map) -> Asking[Tensor]:
@@ -256,11 +262,13 @@ class AblationCAM(CAM):
     paper: ClassVar[str] = "Desai & Ramaswamy 2020"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.n_channels is not None:
             at_least("n_channels", self.n_channels, 1)
 
     def at_budget(self, passes: int) -> AblationCAM:
         """See `Method.at_budget`."""
+        at_least("passes", passes, 1)
         return replace(self, n_channels=max(min(self.n_channels or passes, passes - 1), 1))
 
     def channel_sum(self, q: Question, maps: list[Map], place: Map) -> Asking[Tensor]:

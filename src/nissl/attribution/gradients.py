@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nissl.arguments import at_least, is_number
 from nissl.attribution.base import Method
 from nissl.attribution.masking import Baseline, baseline_of, check_baseline
 from nissl.errors import InputError
@@ -96,6 +97,7 @@ class IntegratedGradients(Method):
 
     def at_budget(self, passes: int) -> IntegratedGradients:
         """See `Method.at_budget`."""
+        at_least("passes", passes, 1)
         return replace(self, steps=max(min(self.steps, passes), 1))
 
     def explain(self, q: Question) -> Asking[Explained]:
@@ -141,13 +143,14 @@ class SmoothGrad(Method):
 
     def __post_init__(self) -> None:
         at_least("samples", self.samples, 1)
-        if not self.noise >= 0:
+        if not (is_number(self.noise) and self.noise >= 0):
             raise InputError(f"noise must be a share of the input's range, at least 0; got {self.noise!r}")
         if self.what not in ("saliency", "gradient", "ixg"):
             raise InputError(f"what={self.what!r}: choose 'saliency', 'gradient' or 'ixg'")
 
     def at_budget(self, passes: int) -> SmoothGrad:
         """See `Method.at_budget`."""
+        at_least("passes", passes, 1)
         return replace(self, samples=max(min(self.samples, passes), 1))
 
     def explain(self, q: Question) -> Asking[Explained]:
@@ -187,6 +190,7 @@ class VarGrad(SmoothGrad):
 
     def at_budget(self, passes: int) -> VarGrad:
         """See `Method.at_budget`."""
+        at_least("passes", passes, 1)
         return replace(self, samples=max(min(self.samples, passes), 2))
 
     def explain(self, q: Question) -> Asking[Explained]:
@@ -238,6 +242,7 @@ class ExpectedGradients(Method):
 
     def at_budget(self, passes: int) -> ExpectedGradients:
         """See `Method.at_budget`."""
+        at_least("passes", passes, 1)
         return replace(self, samples=max(min(self.samples, passes), 1))
 
     def explain(self, q: Question) -> Asking[Explained]:
@@ -294,9 +299,3 @@ def with_noise(x: Tensor, n: int, share: float, generator: torch.Generator) -> T
     """N copies of x with Gaussian noise of a standard deviation that is a share of its range."""
     noise = torch.randn(n, *x.shape[1:], generator=generator).to(x)
     return x + noise * (share * (x.max() - x.min()))
-
-
-def at_least(name: str, value: object, low: int) -> None:
-    """Raise InputError unless `value` is a whole number of at least `low`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise InputError(f"{name} must be a whole number, at least {low}; got {value!r}")

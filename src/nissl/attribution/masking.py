@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nissl.arguments import at_least, is_number
 from nissl.errors import InputError
 from nissl.runner import CHUNK, Asking, Question
 
@@ -31,10 +31,12 @@ def check_baseline(baseline: Baseline) -> None:
     """Raise InputError where a baseline is none."""
     if isinstance(baseline, str) and baseline not in _KINDS:
         raise InputError(f"baseline={baseline!r}: choose {', '.join(map(repr, _KINDS))}, a number or a tensor")
-    if not isinstance(baseline, (str, int, float, Tensor, np.ndarray)):
-        raise InputError(f"baseline must be a name, a number or a tensor, got {type(baseline).__name__}")
-    if isinstance(baseline, float) and not math.isfinite(baseline):
-        raise InputError(f"baseline={baseline!r} is no number that can be put into an input")
+    if isinstance(baseline, np.ndarray) and baseline.dtype.kind not in "biuf":
+        raise InputError(f"baseline: an array of {baseline.dtype} holds no numbers")
+    if not isinstance(baseline, (str, Tensor, np.ndarray)) and not is_number(baseline):
+        raise InputError(
+            f"baseline must be a name, a number or a tensor, got {type(baseline).__name__} {baseline!r:.60}"
+        )
 
 
 def dims_of(q: Question, x: Tensor) -> tuple[str, ...]:
@@ -213,8 +215,8 @@ def features_of(q: Question, x: Tensor, size: int | None = None, superpixels: in
     """
     shape, dims = tuple(x.shape[1:]), dims_of(q, x)
     roles = roles_of(dims)
-    if size is not None and size < 1:
-        raise InputError(f"the size of a feature must be at least 1, got {size}")
+    if size is not None:
+        at_least("size", size, 1)
     if superpixels is not None:
         if superpixels < 2 or dims[-2:] != ("y", "x") or len(dims) > 3:
             raise InputError(f"superpixels={superpixels!r}: at least 2 are needed, and an image; here are {dims}")

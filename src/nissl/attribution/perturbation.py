@@ -10,8 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from nissl.arguments import at_least, flag, is_number
 from nissl.attribution.base import Method
-from nissl.attribution.gradients import at_least
 from nissl.attribution.masking import (
     Baseline,
     as_scores,
@@ -75,6 +75,7 @@ class Occlusion(Method):
 
     def at_budget(self, passes: int) -> Occlusion:
         """See `Method.at_budget`."""
+        at_least("passes", passes, 1)
         most = max(passes - 1, 1)
         return replace(self, windows=most if self.windows is None else min(self.windows, most))
 
@@ -190,12 +191,14 @@ class RISE(Method):
     def __post_init__(self) -> None:
         at_least("n_masks", self.n_masks, 1)
         at_least("cells", self.cells, 1)
-        if not 0 < self.p < 1:
+        if not (is_number(self.p) and 0 < self.p < 1):
             raise InputError(f"p must be a probability between 0 and 1, got {self.p!r}")
+        flag("centred", self.centred)
         check_baseline(self.baseline)
 
     def at_budget(self, passes: int) -> RISE:
         """See `Method.at_budget`."""
+        at_least("passes", passes, 1)
         return replace(self, n_masks=max(min(self.n_masks, passes), 1))
 
     def explain(self, q: Question) -> Asking[Explained]:

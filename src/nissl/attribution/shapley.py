@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nissl.arguments import at_least, is_number
 from nissl.attribution.base import Method
-from nissl.attribution.gradients import at_least
 from nissl.attribution.masking import (
     Baseline,
     Features,
@@ -119,15 +119,16 @@ class LIME(Method):
 
     def __post_init__(self) -> None:
         _check(self)
-        if not self.kernel_width > 0:
+        if not (is_number(self.kernel_width) and self.kernel_width > 0):
             raise InputError(f"kernel_width must be above 0, got {self.kernel_width!r}")
         if self.linear_model not in ("ridge", "lasso"):
             raise InputError(f"linear_model={self.linear_model!r}: choose 'ridge' or 'lasso'")
-        if self.alpha is not None and not self.alpha > 0:
+        if self.alpha is not None and not (is_number(self.alpha) and self.alpha > 0):
             raise InputError(f"alpha must be above 0, got {self.alpha!r}")
 
     def at_budget(self, passes: int) -> LIME:
         """See `Method.at_budget`."""
+        at_least("passes", passes, 1)
         return replace(self, n_samples=max(min(self.n_samples, passes), 4))
 
     def explain(self, q: Question) -> Asking[Explained]:
@@ -199,6 +200,7 @@ class KernelSHAP(Method):
 
     def at_budget(self, passes: int) -> KernelSHAP:
         """See `Method.at_budget`."""
+        at_least("passes", passes, 1)
         return replace(self, n_samples=max(min(self.n_samples, passes), 4))
 
     def explain(self, q: Question) -> Asking[Explained]:
@@ -261,6 +263,7 @@ class ShapleySampling(Method):
 
     def at_budget(self, passes: int) -> ShapleySampling:
         """See `Method.at_budget`."""
+        at_least("passes", passes, 1)
         return replace(self, n_samples=max(min(self.n_samples, passes), 4))
 
     def explain(self, q: Question) -> Asking[Explained]:

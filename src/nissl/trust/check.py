@@ -14,6 +14,7 @@ import xarray as xr
 from torch import Tensor
 from torch.nn import functional as F
 
+from nissl.arguments import instance
 from nissl.attribution.masking import Features
 from nissl.errors import InputError
 from nissl.network import Network
@@ -118,13 +119,17 @@ class Check(ABC):
         Raises
         ------
         InputError
-            Scores of another number of examples, or no method where one is needed.
+            Scores of another number of examples, that are no finite numbers, or no method where one is needed.
         """
         questions = make_questions(network, inputs, target, seed)
         if not isinstance(scores, xr.DataArray) or scores.dims[:1] != ("example",):
             raise InputError("scores must be an xarray.DataArray whose first dimension is 'example'")
         if len(scores) != len(questions):
             raise InputError(f"there are {len(questions)} examples, but scores of {len(scores)}")
+        if scores.dtype.kind not in "biuf" or not np.isfinite(scores.values).all():
+            raise InputError(f"scores must be finite numbers; these are {scores.dtype}, or hold NaN or infinity")
+        if method is not None and (isinstance(method, type) or not isinstance(method, Explainer)):
+            raise InputError(f"method={method!r:.60} is not a method; use for instance IntegratedGradients()")
         if self.reruns and method is None:
             raise InputError(f"{self.name} runs the method again: give method=, for instance IntegratedGradients()")
         dims = tuple(str(d) for d in scores.dims[1:])
@@ -134,6 +139,7 @@ class Check(ABC):
             for i, (q, s) in enumerate(zip(questions, rows, strict=True))
         )
         runner = Runner() if runner is None else runner
+        instance("runner", runner, Runner)
         found = {job.key: m.figures for job, m in runner.drive(jobs, len(questions), self.name)}
         return pd.DataFrame(
             [found[i] for i in range(len(questions))], index=pd.RangeIndex(len(questions), name="example")
@@ -154,14 +160,13 @@ def on(network: Network, asking: Generator[Any, Any, Any]) -> Generator[Any, Any
             answer = yield asked if isinstance(asked, tuple) else (network, asked)
 
 
+_SUMMED = {("channel", "y", "x"): ("channel",), ("token", "unit"): ("unit",)}
+
+
 def positions(scores: Explained) -> Tensor:
     """Scores by position: channels of images and units of tokens are summed, the rest stays."""
-    values, dims = scores.values.float(), scores.dims
-    if dims == ("channel", "y", "x"):
-        return values.sum(0)
-    if dims == ("token", "unit"):
-        return values.sum(1)
-    return values
+    summed = [scores.dims.index(d) for d in _SUMMED.get(scores.dims, ())]
+    return scores.values.float().sum(summed) if summed else scores.values.float()
 
 
 def sizes(scores: Explained, signed: bool = False) -> Tensor:
@@ -191,18 +196,25 @@ def by_feature(scores: Explained, features: Features, shape: tuple[int, ...]) ->
     if s.ndim != len(wanted):
         raise InputError(f"scores with dimensions {scores.dims} do not fit an input whose rows have shape {shape}")
     if tuple(s.shape) != wanted:
-        if s.ndim == 1 and "token" in scores.dims:
-            raise InputError(f"{s.shape[0]} tokens have scores, the input has {wanted[0]}")
+        dims = [d for d in scores.dims if d not in _SUMMED.get(scores.dims, ())]
+        for d, got, n in zip(dims, s.shape, wanted, strict=True):
+            if got != n and d not in ("x", "y", "time"):  # only neighbours can be interpolated between
+                raise InputError(f"{got} {d}s have scores, the input has {n}")
         mode = "bilinear" if s.ndim == 2 else "linear"
         s = F.interpolate(s[None, None], wanted, mode=mode, align_corners=False)[0, 0]
     total = torch.zeros(features.n, dtype=s.dtype, device=s.device)
     return total.index_add_(0, labels.reshape(-1).to(s.device), s.reshape(-1))
 
 
-def similarity(a: Tensor, b: Tensor) -> float:
-    """Spearman rank correlation; a map without variation is like another only if that has none either."""
+def require_alike(a: Tensor, b: Tensor) -> None:
+    """Raise InputError where two maps have not the same number of entries."""
     if a.numel() != b.numel():
         raise InputError(f"maps of {a.numel()} and {b.numel()} entries cannot be compared")
+
+
+def similarity(a: Tensor, b: Tensor) -> float:
+    """Spearman rank correlation; a map without variation is like another only if that has none either."""
+    require_alike(a, b)
     flat_a, flat_b = bool((a == a[0]).all()), bool((b == b[0]).all())
     if flat_a or flat_b:
         return 1.0 if flat_a and flat_b else 0.0

@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nissl.attribution.gradients import at_least, completeness_gap
+from nissl.arguments import at_least, is_number, items
+from nissl.attribution.gradients import completeness_gap
 from nissl.attribution.masking import Baseline, Features, baseline_of, check_baseline, features_of, masked
 from nissl.errors import InputError
 from nissl.network import Target, target
 from nissl.runner import CHUNK, Asking, Explained, Question
-from nissl.trust.check import Check, Explainer, Figure, Measured, by_feature, positions
+from nissl.trust.check import Check, Explainer, Figure, Measured, by_feature, positions, require_alike
 
 
 def default_baseline(q: Question) -> Baseline:
@@ -41,6 +42,13 @@ def readout(q: Question) -> Asking[tuple[Target, bool]]:
     if bool((row >= 0).all()) and abs(float(row.sum()) - 1) < 1e-4:
         return target.class_logit(y), True
     return target.probability(y), True
+
+
+def _check_removal(size: int | None, baseline: Baseline | None) -> None:
+    if size is not None:
+        at_least("size", size, 1)
+    if baseline is not None:
+        check_baseline(baseline)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,8 +101,7 @@ class RegionCurves(Check):
 
     def __post_init__(self) -> None:
         at_least("steps", self.steps, 2)
-        if self.baseline is not None:
-            check_baseline(self.baseline)
+        _check_removal(self.size, self.baseline)
 
     def measure(self, q: Question, scores: Explained, method: Explainer | None = None) -> Asking[Measured]:
         """See `Check.measure`."""
@@ -189,8 +196,10 @@ class Subsets(Check):
 
     def __post_init__(self) -> None:
         at_least("samples", self.samples, 3)
-        if not self.shares or not all(0 < s < 1 for s in self.shares):
+        shares = items("shares", self.shares)
+        if not shares or not all(is_number(s) and 0 < s < 1 for s in shares):
             raise InputError(f"shares must lie between 0 and 1, got {self.shares}")
+        _check_removal(self.size, self.baseline)
 
     def measure(self, q: Question, scores: Explained, method: Explainer | None = None) -> Asking[Measured]:
         """See `Check.measure`."""
@@ -247,6 +256,9 @@ class Completeness(Check):
         ),
     }
 
+    def __post_init__(self) -> None:
+        check_baseline(self.baseline)
+
     def measure(self, q: Question, scores: Explained, method: Explainer | None = None) -> Asking[Measured]:
         """See `Check.measure`."""
         gap = scores.extra.get("completeness_gap")
@@ -284,8 +296,8 @@ class MaxSensitivity(Check):
 
     def __post_init__(self) -> None:
         at_least("samples", self.samples, 1)
-        if not self.radius > 0:
-            raise InputError(f"radius must be above 0, got {self.radius}")
+        if not (is_number(self.radius) and self.radius > 0):
+            raise InputError(f"radius must be a number above 0, got {self.radius!r}")
 
     def measure(self, q: Question, scores: Explained, method: Explainer | None = None) -> Asking[Measured]:
         """See `Check.measure`."""
@@ -298,6 +310,7 @@ class MaxSensitivity(Check):
         largest = 0.0
         for row in noisy.split(1):
             other = yield from method.explain(q.with_input(row).at(q.network, method.differentiates, None))
+            require_alike(here, positions(other))
             change = (positions(other).to(here) - here).norm() / here.norm().clamp_min(1e-12)
             largest = max(largest, float(change))
         return Measured({"max_sensitivity": largest})

@@ -22,9 +22,9 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nissl.arguments import at_least, instance, is_number, is_whole, items
 from nissl.attribution.base import Method
-from nissl.attribution.gradients import at_least
-from nissl.errors import InputError, NisslError
+from nissl.errors import InputError, NisslError, blame
 from nissl.network import Network, Pass, target
 from nissl.network.part import Part, above
 from nissl.network.site import Address, parse, role_of
@@ -112,6 +112,8 @@ def make_grids(
             f"a {n} × {n} grid needs images of {n_classes} classes, there are {len(rows)}: "
             "give more images, or a smaller n"
         )
+    if not isinstance(seed, torch.Generator):
+        at_least("seed", seed, 0)
     generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
 
     def shuffled(items: Sequence[Any] | np.ndarray) -> list[Any]:
@@ -516,6 +518,8 @@ def _maps(scores: Any) -> xr.DataArray:
     if not isinstance(scores, xr.DataArray) or scores.dims[-2:] != ("y", "x"):
         got = scores.dims if isinstance(scores, xr.DataArray) else type(scores).__name__
         raise InputError(f"maps must have the last dimensions y and x, got {got}")
+    if scores.dtype.kind not in "biuf" or not np.isfinite(scores.values).all():
+        raise InputError(f"maps must be finite numbers; these are {scores.dtype}, or hold NaN or infinity")
     return scores.sum("channel") if "channel" in scores.dims else scores
 
 
@@ -523,6 +527,8 @@ def _upsample(maps: Tensor, size: tuple[int, int] | None) -> Tensor:
     """Maps (..., y, x) at another resolution, bilinear with half-pixel centres."""
     if size is None or tuple(maps.shape[-2:]) == tuple(size):
         return maps
+    for side in items("size", size):
+        at_least("size", side, 1)
     flat = maps.reshape(-1, 1, *maps.shape[-2:])
     return F.interpolate(flat, size, mode="bilinear", align_corners=False).reshape(*maps.shape[:-2], *size)
 
@@ -543,6 +549,7 @@ def cell_shares(maps: Tensor, n: int, size: tuple[int, int] | None = None) -> Te
     Tensor (..., n * n)
         In [0, 1]; all 0 for a map whose positive scores sum to at most `LEAST`.
     """
+    at_least("n", n, 1)
     positive = _upsample(maps, size).clamp_min(0)
     if positive.shape[-2] % n or positive.shape[-1] % n:
         raise InputError(f"maps of {tuple(positive.shape[-2:])} cannot be cut into {n} × {n} cells; give size=")
@@ -653,12 +660,15 @@ class Smoothed(Method):
     paper: ClassVar[str] = "Rao et al. 2023"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.base, Method):
+            raise InputError(f"base must be a method such as InputXGradient(), got {self.base!r:.60}")
         smooth(torch.zeros(1, 1), self.kernel)
         for name in ("differentiates", "class_sensitive", "positive"):
             object.__setattr__(self, name, getattr(self.base, name))
 
     def at_budget(self, passes: int) -> Smoothed:
         """See `Method.at_budget`."""
+        at_least("passes", passes, 1)
         return replace(self, base=self.base.at_budget(passes))
 
     def explain(self, q: Question) -> Asking[Explained]:
@@ -713,6 +723,9 @@ def aggatt(
     maps = _maps(scores)
     if maps.ndim != 3:
         raise InputError(f"AggAtt takes the maps of one head, (example, y, x); got {maps.dims}")
+    at_least("n", n, 1)
+    if not is_whole(head) or not 0 <= head < n * n:
+        raise InputError(f"head must be a cell, 0 to {n * n - 1}; got {head!r}")
     edges = np.asarray(bins, dtype=float)
     if len(edges) < 2 or edges[0] != 0 or edges[-1] != 1 or (np.diff(edges) <= 0).any():
         raise InputError(f"bins must rise from 0 to 1, got {list(bins)}")
@@ -759,7 +772,8 @@ def _masks(masks: Any, maps: xr.DataArray) -> tuple[np.ndarray, Tensor]:
 
 def boxes_to_masks(boxes: Any, height: int, width: int) -> np.ndarray:
     """Masks (example, height, width) of boxes (example, 4): left, upper, right, lower, in pixels, ends excluded."""
-    b = np.asarray(boxes, dtype=float)
+    with blame(InputError, "boxes must be numbers"):
+        b = np.asarray(boxes, dtype=float)
     if b.ndim != 2 or b.shape[1] != 4:
         raise InputError(f"boxes must be (example, 4), got shape {b.shape}")
     y, x = np.arange(height)[:, None] + 0.5, np.arange(width) + 0.5
@@ -787,7 +801,7 @@ def pointing_game(scores: Any, masks: Any, tolerance: float = 15) -> np.ndarray:
     ----------
     Zhang, Lin, Brandt, Shen, Sclaroff: Top-down neural attention by excitation backprop (2016).
     """
-    if not tolerance >= 0:
+    if not (is_number(tolerance) and tolerance >= 0):
         raise InputError(f"tolerance must be a number of pixels, at least 0; got {tolerance!r}")
     m, values = _masks(masks, _maps(scores))
     v = values.numpy()
@@ -996,7 +1010,7 @@ def ground_truth(
     networks takes some 10 rows more for each setting and layer, finding ``middle`` and ``final`` three or more each.
     """
     table, places_wanted, runner = _check(
-        network, methods, settings, layers, n, n_grids, heads, confidence, budget, runner
+        network, methods, settings, layers, n, n_grids, heads, confidence, budget, seed, picture, runner
     )
     x, y, notes = _known_images(network, images, labels, confidence, n_grids * n * n, runner)
     network.sites(inputs=x[:1])
@@ -1109,7 +1123,7 @@ def _explain(method: Method, q: Question) -> Asking[Tensor | NisslError]:
 
 def _check(
     network: Any, methods: Any, settings: Any, layers: Any, n: int, n_grids: int, heads: int | None, confidence: float,
-    budget: int | None, runner: Runner | None,
+    budget: int | None, seed: int, picture: int, runner: Runner | None,
 ) -> tuple[dict[str, Method], Any, Runner]:  # fmt: skip
     """Arguments that are wrong are found before anything is run."""
     if not isinstance(network, Network):
@@ -1119,26 +1133,30 @@ def _check(
     for name, m in methods.items():
         if not isinstance(m, Method):
             raise InputError(f"{name!r}: {m!r:.60} is not a method; use for instance IntegratedGradients()")
-    if isinstance(settings, str) or not settings or not set(settings) <= set(SETTINGS):
+    if not settings or not set(items("settings", settings)) <= set(SETTINGS):
         raise InputError(f"settings={settings!r}: choose among {', '.join(SETTINGS)}")
-    if isinstance(layers, str):
-        raise InputError(f"layers must be a sequence of names such as ('input', 'final'), got {layers!r}")
-    for layer in layers or ():
+    layers = items("layers", layers or ())
+    for layer in layers:
         if layer not in ("middle", "final"):
             network.locate(layer)
     at_least("n", n, 2)
     at_least("n_grids", n_grids, 1)
-    if heads is not None:
-        at_least("heads", heads, 1)
-    if not 0 <= confidence <= 1:
+    at_least("seed", seed, 0)
+    at_least("picture", picture, 1)
+    for name, value in (("heads", heads), ("budget", budget)):
+        if value is not None:
+            at_least(name, value, 1)
+    if not (is_number(confidence) and 0 <= confidence <= 1):
         raise InputError(f"confidence must be a probability, got {confidence!r}")
     table = {k: m if budget is None else m.at_budget(budget) for k, m in methods.items()}
-    extra = tuple(str(parse(s)) for s in layers or ())
+    extra = tuple(str(parse(s)) for s in layers)
+    runner = Runner() if runner is None else runner
+    instance("runner", runner, Runner)
 
     def places(m: Method) -> tuple[str, ...]:
         return tuple(dict.fromkeys((natural_layer(m), *extra)))
 
-    return table, places, Runner() if runner is None else runner
+    return table, places, runner
 
 
 def _known_images(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nissl.attribution.gradients import at_least
+from nissl.arguments import at_least, flag, is_number
 from nissl.errors import InputError, NonFiniteError
 from nissl.network import Network, target
 from nissl.network.passes import Inputs
@@ -82,6 +82,8 @@ class WeightRandomisation(Check):
 
     def __post_init__(self) -> None:
         at_least("stages", self.stages, 1)
+        at_least("seed", self.seed, 0)
+        flag("independent", self.independent)
 
     def networks(self, network: Network) -> tuple[list[tuple[float, Network]], list[tuple[float, Network]]]:
         """(share of layers shuffled, network) for the cascade and for single groups; made once for a network."""
@@ -211,6 +213,10 @@ class InputInvariance(Check):
             "invariance", "Input invariance", "Rank correlation with the map for a shifted input that means the same."
         ),
     }
+
+    def __post_init__(self) -> None:
+        if not (is_number(self.shift) and self.shift != 0):
+            raise InputError(f"shift must be a number other than 0, got {self.shift!r}")
 
     def measure(self, q: Question, scores: Explained, method: Explainer | None = None) -> Asking[Measured]:
         """See `Check.measure`."""

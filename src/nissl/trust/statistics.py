@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy.special import ndtr, ndtri
 
+from nissl.arguments import at_least, is_number
 from nissl.errors import InputError
 
 EXACT_UP_TO = 12
@@ -99,10 +100,10 @@ def bootstrap(
     x = _numbers(values, "values")
     if statistic not in ("mean", "median"):
         raise InputError(f"statistic must be 'mean' or 'median', got {statistic!r}")
-    if n_resamples < 1:
-        raise InputError(f"n_resamples must be at least 1, got {n_resamples}")
-    if not 0 < level < 1:
-        raise InputError(f"level must lie between 0 and 1, got {level}")
+    at_least("n_resamples", n_resamples, 1)
+    at_least("seed", seed, 0)
+    if not (is_number(level) and 0 < level < 1):
+        raise InputError(f"level must lie between 0 and 1, got {level!r}")
     lead = x.shape[:-1]
     rows, counts = _present_first(x.reshape(prod(lead), x.shape[-1]))
     value, low, high = np.full((3, len(rows)), np.nan)
@@ -172,8 +173,8 @@ def paired_test(
     first, second = _numbers(a, "a"), _numbers(b, "b")
     if alternative not in ("greater", "less", "two-sided"):
         raise InputError(f"alternative must be 'greater', 'less' or 'two-sided', got {alternative!r}")
-    if n_permutations < 1:
-        raise InputError(f"n_permutations must be at least 1, got {n_permutations}")
+    at_least("n_permutations", n_permutations, 1)
+    at_least("seed", seed, 0)
     if first.shape[-1] != second.shape[-1]:
         raise InputError(f"a has {first.shape[-1]} examples and b has {second.shape[-1]}; a paired test needs pairs")
     try:
