@@ -467,16 +467,16 @@ class BadBackward(torch.autograd.Function):
 
 X3 = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
 RAISING = {
-    "edit": (Pass(X3, Apply("inner.0", planted)), ZeroDivisionError),
-    "target": (Pass(X3, of=planted, read=["inner.0"]), ZeroDivisionError),
+    "edit": (Pass(X3, Apply("inner.0", planted)), InputError),
+    "target": (Pass(X3, of=planted, read=["inner.0"]), TargetError),
     "target that does not fit": (Pass(X3, of=9, wrt=["inner.0"]), TargetError),
-    "backward": (Pass(X3, of=lambda out: BadBackward.apply(out).sum(1), wrt=["inner.0"]), ZeroDivisionError),
+    "backward": (Pass(X3, of=lambda out: BadBackward.apply(out).sum(1), wrt=["inner.0"]), GradientError),
     "no gradient": (Pass(X3, of=lambda out: torch.ones(4), wrt=["inner.0"]), GradientError),
     "site": (Pass(X3, read=["inner.9"]), SiteError),
     "unreached": (Pass(X3, read=["inner.3", "inner.0:pattern"], of=0, wrt=["inner.0"]), SiteError),
     "edit that does not fit": (Pass(X3, Set("inner.1", torch.ones(7))), InputError),
     "interrupt": (Pass(X3, Apply("inner.3", lambda h: (_ for _ in ()).throw(KeyboardInterrupt()))), KeyboardInterrupt),
-    "forward": (Pass(X3, read=["inner.0"], of=0, wrt=["inner.0"]), RuntimeError),
+    "forward": (Pass(X3, read=["inner.0"], of=0, wrt=["inner.0"]), InputError),
     "none": (Pass(X3, Scale("inner.1", 2.0), read=["inner.0"], of=0, wrt=["inner.0"]), None),
     "stopped early": (Pass(X3, read=["inner.0"], output=False), None),
 }
@@ -501,8 +501,10 @@ def test_after_any_pass_the_module_is_as_before(fault, cut):
         if error is None:
             net.run(question)
         else:
-            with pytest.raises(error):
+            with pytest.raises(error) as raised:
                 net.run(question)
+            if fault in ("edit", "target", "backward"):  # the user's own error is the cause of ours
+                assert isinstance(raised.value.__cause__, ZeroDivisionError)
         assert snapshot(m) == before
         assert torch.equal(X3, x)
     m.fail = False
