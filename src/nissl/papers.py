@@ -577,6 +577,8 @@ def paper(slug: str) -> Paper:
     >>> paper("difull").year
     2023
     """
+    if not isinstance(slug, str):
+        raise InputError(f"a paper is named by its short name, such as 'difull', not by {slug!r:.60}")
     if slug in _BY_SLUG:
         return _BY_SLUG[slug]
     near = difflib.get_close_matches(slug, _BY_SLUG, n=3)

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from nissl.arguments import is_whole
 from nissl.errors import InputError
 
 # Stops from weak to strong. Hues from Okabe & Ito (2008): orange and blue stay apart in every kind of colour blindness,
@@ -54,7 +55,7 @@ def map_of(scores: xr.DataArray, example: int = 0) -> np.ndarray:
     """
     kind = kind_of(scores)
     n = scores.sizes["example"]
-    if not 0 <= example < n:
+    if not (is_whole(example) and 0 <= example < n):
         raise InputError(f"example {example} does not exist; the scores have examples 0 to {n - 1}")
     one = scores.isel(example=example)
     if kind == "image" and "channel" in one.dims:
@@ -64,6 +65,9 @@ def map_of(scores: xr.DataArray, example: int = 0) -> np.ndarray:
 
 def kind_of(scores: xr.DataArray) -> str:
     """What scores lie on, told from their dimensions: "image", "token", "feature" or "series"."""
+    if not isinstance(scores, xr.DataArray) or scores.dtype.kind not in "biuf":
+        what = f"one of {scores.dtype}" if isinstance(scores, xr.DataArray) else type(scores).__name__
+        raise InputError(f"scores must be an xarray.DataArray of numbers, got {what}")
     dims = set(map(str, scores.dims))
     if "example" in dims:
         for kind, wanted in KIND_DIMS.items():
@@ -435,6 +439,8 @@ def plot(scores: xr.DataArray, inputs: Any = None, example: int = 0) -> Figure:
     """
     kind = kind_of(scores)
     values = map_of(scores, example)
+    if inputs is not None and not hasattr(inputs, "__len__"):
+        raise InputError(f"inputs must hold what each example is, got {inputs!r:.60}")
     if inputs is not None and not 0 <= example < len(inputs):
         raise InputError(f"example {example} does not exist; inputs has examples 0 to {len(inputs) - 1}")
     shown = None if inputs is None else inputs[example]
@@ -495,6 +501,8 @@ def rgb(image: np.ndarray) -> np.ndarray:
         raise InputError(f"an image has the shape (H, W, 3) or (3, H, W), got {image.shape}")
     if image.dtype == np.uint8:
         return image
+    if image.dtype.kind not in "biuf":
+        raise InputError(f"an image holds numbers, got {image.dtype}")
     if not np.isfinite(image).all() or image.min() < 0 or image.max() > 1:
         raise InputError("an image of floats has values from 0 to 1; undo the normalisation of the network first")
     return (image * 255).round().astype(np.uint8)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nissl.arguments import as_path, at_least, instance
 from nissl.errors import InputError, MissingExtraError
 from nissl.sources.factory import call_factory, current_folder_first, is_factory
 from nissl.sources.images import SUFFIXES, Preprocess, read_image
@@ -106,16 +107,17 @@ def load_data(
     MissingExtraError
         The demo's package is missing.
     """
-    if n is not None and (isinstance(n, bool) or n < 1):
-        raise InputError(f"n must be at least 1, got {n}")
-    if seed < 0:
-        raise InputError(f"seed must not be negative, got {seed}")
+    path = as_path("data", spec)
+    instance("model", model, LoadedModel)
+    if n is not None:
+        at_least("n", n, 1)
+    at_least("seed", seed, 0)
     prepare = _preprocess(model, size, mean, std)
     draw = _Draw(n, seed, labels)
     if str(spec) == "demo" and not isinstance(spec, Path):
         return _demo(model, prepare, draw)
-    path = Path(spec).expanduser()
     try:
+        path = path.expanduser()
         is_folder, exists = path.is_dir(), path.exists()
     except (OSError, ValueError) as error:  # too long, with a null byte, or in a folder closed to us
         raise InputError(f"{str(spec)[:80]!r} cannot be looked up: {type(error).__name__}") from error
@@ -399,7 +401,7 @@ def _demo(model: LoadedModel, prepare: Any, draw: _Draw) -> Data:
 
 def _npz(path: Path) -> dict[str, Any]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             content = {}
             for name in archive.files:
                 try:

@@ -120,6 +120,8 @@ def load_model(spec: str) -> LoadedModel:
     UserWarning
         The weights are random.
     """
+    if not isinstance(spec, str):
+        raise InputError(f"a model is named by text, not by {type(spec).__name__} {spec!r:.60}; {FORMS}")
     if spec == "demo":
         return _demo()
     if spec.startswith("hf:"):
