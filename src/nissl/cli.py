@@ -1,4 +1,4 @@
-"""The command line: ``nissl audit``, ``methods``, ``sites``, ``papers``, ``reproduce``."""
+"""The command line: ``nissl audit``, ``trace``, ``steer``, ``edit``, ``neurons``, ``methods``, ``sites``, ``papers``, ``reproduce``."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from nissl import cli_language
 from nissl.errors import InputError, NisslError
 
 app = typer.Typer(
@@ -75,7 +76,7 @@ def audit(
         data = "demo"
         examples = 10 if examples is None else examples
     inputs = load_data(data, loaded, examples, seed)
-    network = Network(loaded.module, device=_device(device), name=loaded.name)
+    network = Network(loaded.module, device=device_of(device), name=loaded.name)
     targets: Any = None
     if target == "label":
         if inputs.labels is None:
@@ -200,6 +201,10 @@ def reproduce(
     Console().print(table)
 
 
+for command in (cli_language.trace, cli_language.steer, cli_language.edit, cli_language.neurons):
+    app.command()(command)
+
+
 def _number(value: Any) -> str:
     if value is None:
         return "–"
@@ -222,7 +227,8 @@ def _split(text: str) -> list[str]:
     return [p.strip() for p in parts if p.strip()]
 
 
-def _device(name: str | None) -> torch.device | None:
+def device_of(name: str | None) -> torch.device | None:
+    """The device of that name; raises InputError where it cannot be used here."""
     if name is None:
         return None
     try:

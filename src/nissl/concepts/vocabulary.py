@@ -171,7 +171,7 @@ class NeuronVocabulary:
     References
     ----------
     Decoding specialised feature neurons in LLMs with the final projection layer (2025). Its abstract names the rows of the up
-    projection; ranking by cosine is ours, since long rows win otherwise.
+    projection; ranking by z is ours, since long rows win otherwise.
     """
 
     matrix: Literal["up", "gate", "down"] = "up"
@@ -289,7 +289,7 @@ class NeuronVocabulary:
         network: LanguageModel | WeightFolder,
         concept: str | Sequence[int],
         *,
-        by: By = "cosine",
+        by: By = "z",
         n: int = 20,
         layers: Sequence[int] | None = None,
         progress: bool = True,
@@ -301,9 +301,10 @@ class NeuronVocabulary:
         network : LanguageModel or WeightFolder
         concept : str or sequence of int
             A word, of which `concept_tokens` makes tokens; or tokens.
-        by : {"cosine", "z", "probability", "logit"}, default "cosine"
-            Ranked by. Cosine and z (of the best token of the concept) do not prefer long rows; probability is summed over
-            the concept's tokens.
+        by : {"z", "cosine", "probability", "logit"}, default "z"
+            Ranked by. z (the logit of the concept's best token, in standard deviations over the vocabulary) and cosine do
+            not prefer long rows; cosine is drawn to neurons along the mean of all tokens, which fit every word a little.
+            Probability is summed over the concept's tokens.
         n : int, default 20
         layers : sequence of int, optional
         progress : bool, default True

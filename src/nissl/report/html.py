@@ -14,7 +14,6 @@ import base64
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib import resources
@@ -28,8 +27,10 @@ import pandas as pd
 import xarray as xr
 from markupsafe import Markup
 
-from nissl.errors import InputError, RunFolderError
+from nissl.arguments import as_path, at_least
+from nissl.errors import InputError
 from nissl.report import figures as fig
+from nissl.report.page import write_html
 
 VERDICTS = {
     "believe": "believe",
@@ -119,40 +120,21 @@ def write_report(result: Audited, path: str | os.PathLike[str], shown: int = 12)
     RunFolderError
         The file cannot be written. Nothing is left behind.
     """
-    path = Path(path)
-    if shown < 0:
-        raise InputError(f"shown must be 0 or more, got {shown}")
+    path = as_path("the report", path)
+    at_least("shown", shown, 0)
     _check(result)
-    # Names from data may hold halves of surrogate pairs, which no encoding has.
-    page = render(result, shown).encode("utf-8", "replace")
-    part = path.with_name(f".report-{secrets.token_hex(8)}.part")
-    try:
-        file = part.open("xb")
-        try:
-            with file:
-                file.write(page)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, path)
-        except BaseException:
-            part.unlink()
-            raise
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise RunFolderError(
-            f"the report cannot be written to {path}: {why}; give a file in a folder that exists and can be written to"
-        ) from error
+    write_html(path, render(result, shown))
     return path
 
 
 def render(result: Audited, shown: int = 12) -> str:
     """The report as text; see `write_report`."""
-    script = _template("report.js")
+    script = template("report.js")
     return (
-        _environment()
+        environment()
         .get_template("report.html")
         .render(
-            css=Markup(_template("report.css")),
+            css=Markup(template("report.css")),
             js=Markup(script),
             js_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
             data=Markup(json_text(result)),
@@ -161,16 +143,16 @@ def render(result: Audited, shown: int = 12) -> str:
     )
 
 
-def _template(name: str) -> str:
+def template(name: str) -> str:
     """A file of the package."""
     return (resources.files("nissl.report") / "templates" / name).read_text("utf-8")
 
 
 @cache
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
     """Jinja with everything escaped and nothing silently missing; kept, because compiling takes longer than filling."""
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_template),
+        loader=jinja2.FunctionLoader(template),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -305,6 +287,8 @@ def _texts(value: Any) -> list[str]:
 
 def _check(result: Audited) -> None:
     """Raise when parts of the result are missing or do not fit each other."""
+    if not isinstance(result, Audited):
+        raise InputError(f"a report is made of an AuditResult, got {type(result).__name__}")
     need = {
         "table": (result.table, ["title", "verdict", "reasons"]),
         "figures": (result.figures, ["method", "check", "figure", "example", "value"]),

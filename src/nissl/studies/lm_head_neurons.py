@@ -64,6 +64,8 @@ def run(quick: bool = False, seed: int = 0, progress: bool = True) -> list[dict[
                [r["shuffled"] for r in near]),
         _claim("planted neurons: first token right, input norm folded in", "(ours)", [r["folded"] for r in near], TOP1_FOLDED,
                [r["shuffled"] for r in near]),
+        _claim("planted neurons: found from their token, by z", "finds neurons", [r["z"] for r in near], RETRIEVED,
+               [r["probability"] for r in near]),
         _claim("planted neurons: found from their token, by cosine", "finds neurons", [r["cosine"] for r in near], RETRIEVED,
                [r["probability"] for r in near]),
         _claim("planted against other neurons: area under the curve of the largest z", "(ours)", [r["auc"] for r in near], AUC,
@@ -163,7 +165,7 @@ def planted(seed: int, noise: float, n_planted: int = 40) -> dict[str, float]:
     label = np.zeros(layers * neurons)
     label[at.numpy()] = 1
     return {
-        "top1": right(raw), "folded": right(folded), "shuffled": right(shuffled), "cosine": retrieved("cosine"),
+        "top1": right(raw), "folded": right(folded), "shuffled": right(shuffled), "z": retrieved("z"), "cosine": retrieved("cosine"),
         "probability": retrieved("probability"), "auc": float(roc_auc_score(label, raw["z"].values[..., 0].reshape(-1))),
     }  # fmt: skip
 
