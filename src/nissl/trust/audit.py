@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import os
 import platform
 import time
@@ -21,12 +22,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import nissl
+from nissl.arguments import at_least, instance, items
 from nissl.attribution import METHODS, Method, method
 from nissl.errors import InputError
 from nissl.network import Network, Pass, target
 from nissl.network.target import as_target
 from nissl.report import write_report
-from nissl.runner import Explained, Job, Question, Runner, make_questions
+from nissl.runner import AnswerCache, Explained, Job, Question, Runner, make_questions
 from nissl.runner.runner import tune_format
 from nissl.runner.scores import build_scores, parameters_of
 from nissl.trust.agreement import agreement_matrix
@@ -162,6 +164,11 @@ class Shown:
     class_names : list of str
     masks : array of bool (n, height, width)
         Where the object is; boxes are turned into masks.
+
+    Raises
+    ------
+    InputError
+        A field has another type or shape, or a mask is empty.
     """
 
     images: np.ndarray | None = None
@@ -169,6 +176,21 @@ class Shown:
     names: Sequence[str] | None = None
     class_names: Sequence[str] | None = None
     masks: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "names", "class_names"):
+            if getattr(self, name) is not None:
+                items(name, getattr(self, name))
+        if self.images is not None:
+            images = np.asarray(self.images)
+            if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+                raise InputError(f"images must be (n, height, width, 3) of uint8, got {images.shape} of {images.dtype}")
+        if self.masks is not None:
+            masks = np.asarray(self.masks)
+            if masks.ndim != 3:
+                raise InputError(f"masks must be (n, height, width), got {masks.shape}")
+            if not masks.any((1, 2)).all():
+                raise InputError(f"masks are empty for examples {np.flatnonzero(~masks.any((1, 2))).tolist()[:10]}")
 
 
 def default_methods(network: Network, q: Question) -> list[str]:
@@ -190,7 +212,7 @@ def resolve_methods(methods: Any, network: Network, q: Question, budget: int | N
         named = {str(k): method(v) for k, v in methods.items()}
     else:
         named = {}
-        for m in methods:
+        for m in items("methods", methods):
             made = method(m)
             key = made.name if not isinstance(m, str) else m.strip()
             if key in named:
@@ -218,7 +240,7 @@ def resolve_checks(checks: Any) -> tuple[list[Check], set[str]]:
         checks = [c.strip() for c in checks.split(",")] if isinstance(checks, str) else [checks]
     single: list[Check] = []
     other: set[str] = set()
-    for c in checks:
+    for c in items("checks", checks):
         if isinstance(c, Check):
             single.append(c)
         elif c in CHECKS:
@@ -231,6 +253,9 @@ def resolve_checks(checks: Any) -> tuple[list[Check], set[str]]:
             raise InputError(
                 f"there is no check {c!r}; {'did you mean ' + ', '.join(near) if near else 'choose among ' + ', '.join(known)}"
             )
+    names = [c.name for c in single]
+    if twice := [n for n in names if names.count(n) > 1]:
+        raise InputError(f"check {twice[0]!r} is named twice")
     if not single and not other:
         raise InputError("no check was given")
     return single, other
@@ -305,11 +330,15 @@ def audit(
     """
     started = time.time()
     network = network if isinstance(network, Network) else Network(network)
-    shown = shown or Shown()
-    settings = settings or VerdictSettings()
-    for name, value, least in (("budget", budget, 1), ("sanity_examples", sanity_examples, 1)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-            raise InputError(f"{name} must be a whole number, at least {least}; got {value!r}")
+    shown = Shown() if shown is None else shown
+    settings = VerdictSettings() if settings is None else settings
+    instance("shown", shown, Shown)
+    instance("settings", settings, VerdictSettings)
+    if budget is not None:
+        at_least("budget", budget, 1)
+    at_least("sanity_examples", sanity_examples, 1)
+    given, runner = runner, _runner(runner_options) if runner is None else runner
+    instance("runner", runner, Runner)
     single, other = resolve_checks(checks)
     questions = make_questions(network, inputs, targets, seed)
     n = len(questions)
@@ -317,14 +346,16 @@ def audit(
         value = getattr(shown, name)
         if value is not None and len(value) != n:
             raise InputError(f"{name} has {len(value)} entries for {n} examples")
+    if shown.images is not None and questions[0].input.ndim != 4:
+        shape = tuple(questions[0].input.shape[1:])
+        raise InputError(f"images show inputs (channel, height, width); these inputs have rows of shape {shape}")
     table = resolve_methods(methods, network, questions[0], budget)
     questions, examples = _predict(network, questions, targets, shown)
     record = _record(network, questions, table, single, other, budget, sanity_examples, seed, settings)
     folder = None if out is None else RunFolder(out, record, resume)
     try:
-        runner = runner or Runner(
-            folder=None if folder is None else folder.partial / "answers", **(runner_options or {})
-        )
+        if given is None and folder is not None:
+            runner.cache = AnswerCache(runner.cache.memory, folder.partial / "answers")
         tune_format(network, Pass(questions[0].inputs if n == 1 else _stack(questions[:8])))
         found = _examine(network, questions, table, single, sanity_examples, runner, folder)
         result = _result(
@@ -346,6 +377,14 @@ def audit(
     finally:
         if folder is not None:
             folder.close()
+
+
+def _runner(options: Mapping[str, Any] | None) -> Runner:
+    """A Runner without a folder yet: options that are wrong shall leave none behind."""
+    known = [k for k in inspect.signature(Runner).parameters if k != "folder"]
+    if unknown := [k for k in options or {} if k not in known]:
+        raise InputError(f"runner_options has no {unknown[0]!r}; there are {', '.join(known)}")
+    return Runner(**(options or {}))
 
 
 def _stack(questions: Sequence[Question]) -> dict[str, Any]:

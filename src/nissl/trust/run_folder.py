@@ -18,7 +18,8 @@ import torch
 import xarray as xr
 from filelock import FileLock, Timeout
 
-from nissl.errors import RunFolderError
+from nissl.arguments import as_path
+from nissl.errors import InputError, RunFolderError
 from nissl.runner import Cost, Explained
 from nissl.trust.check import Measured
 
@@ -37,14 +38,19 @@ class RunFolder:
 
     Raises
     ------
+    InputError
+        `path` is no path, or `settings` hold more than JSON can.
     RunFolderError
         The folder cannot be written, holds something that is no run, is in use by another run, or was made
         under other settings than those to be resumed.
     """
 
     def __init__(self, path: str | os.PathLike[str], settings: Mapping[str, Any], resume: bool) -> None:
-        self.path = Path(path)
-        self.settings = json.loads(json.dumps(settings, sort_keys=True))
+        self.path = as_path("a run folder", path)
+        try:
+            self.settings = json.loads(json.dumps(dict(settings), sort_keys=True))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"settings must be a mapping of plain values, as JSON has them: {error}") from error
         self.partial = self.path / "unfinished"
         self._lock: FileLock | None = None
         try:
@@ -67,8 +73,8 @@ class RunFolder:
             raise RunFolderError(f"another run is writing to {self.path}") from error
         except RunFolderError:
             raise
-        except OSError as error:
-            raise RunFolderError(f"the run folder {self.path} cannot be written: {error}") from error
+        except (OSError, ValueError) as error:  # a path with a null byte is a ValueError
+            raise RunFolderError(f"the run folder {str(self.path)[:200]!r} cannot be written: {error}") from error
         try:
             self._begin(resume)
         except BaseException:
@@ -108,7 +114,10 @@ class RunFolder:
         for name in ("scores.zarr", "unfinished"):
             shutil.rmtree(self.path / name, ignore_errors=True)
         for name in ("run.json", "trust.parquet", "report.html"):
-            (self.path / name).unlink(missing_ok=True)
+            try:
+                (self.path / name).unlink(missing_ok=True)
+            except OSError as error:
+                raise RunFolderError(f"{self.path / name} cannot be written anew: {error}") from error
 
     def close(self) -> None:
         """Let others write here."""
@@ -139,15 +148,15 @@ class RunFolder:
         if not file.exists():
             return None
         try:
-            with np.load(file, allow_pickle=False) as z:
+            with file.open("rb") as stream, np.load(stream, allow_pickle=False) as z:
                 facts = json.loads(z["facts"].tobytes())
                 facts["cost"] = {k: Cost(**c) for k, c in facts["cost"].items()}
                 curves = {k[2:]: (z[k], z[f"y {k[2:]}"]) for k in z.files if k.startswith("x ")}
                 maps = {k[4:]: z[k] for k in z.files if k.startswith("map ")}
                 scores = Explained(torch.from_numpy(z["scores"]), tuple(facts["dims"]), facts["extra"])
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            return scores, Measured(facts["figures"], curves, maps), facts["cost"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, BadZipFile) as error:
             raise RunFolderError(f"{file} cannot be read ({error!r}); delete it and resume") from error
-        return scores, Measured(facts["figures"], curves, maps), facts["cost"]
 
     # ---------------------------------------------------------------- at the end
 
@@ -189,10 +198,12 @@ def load_run(path: str | os.PathLike[str]) -> tuple[dict[str, xr.DataArray], pd.
 
     Raises
     ------
+    InputError
+        `path` is no path.
     RunFolderError
         No finished run there.
     """
-    folder = Path(path)
+    folder = as_path("a run folder", path)
     try:
         record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         if not record.get("finished"):
