@@ -3,6 +3,27 @@
 from nissl.intervention.act import ACT, NeuronSteering
 from nissl.intervention.calibration import Calibrated, calibrate, divergence
 from nissl.intervention.contrast import Activations, Contrast, read_contrast
+from nissl.intervention.editing import (
+    ACE,
+    EDITORS,
+    MEMIT,
+    PMET,
+    ROME,
+    Chain,
+    Edited,
+    Editor,
+    FineTune,
+    Request,
+    apply_delta,
+    edit,
+    key_covariances,
+    locality,
+    multi_hop,
+    probabilities,
+    read_delta,
+    rewrite,
+    solve,
+)
 from nissl.intervention.effects import (
     SteerResult,
     answer_log_probs,
@@ -29,8 +50,11 @@ from nissl.intervention.steering import (
 )
 
 __all__ = [
-    "ACT", "GACT", "NEUTRAL", "Activations", "Calibrated", "Clusters", "Contrast", "DiffMeanSteering", "DirectionSteering",
-    "NeuronSteering", "Probes", "RandomSteering", "Refinement", "SteerResult", "Steering", "SteeringEdits", "act_shift",
-    "answer_log_probs", "calibrate", "code_language", "concept_bias", "divergence", "fit_logistic", "generate", "margin",
-    "mixed", "perplexity", "plot_margins", "plot_probe_accuracy", "read_contrast", "steer", "steered_divergence",
+    "ACE", "ACT", "EDITORS", "GACT", "MEMIT", "NEUTRAL", "PMET", "ROME", "Activations", "Calibrated", "Chain",
+    "Clusters", "Contrast", "DiffMeanSteering", "DirectionSteering", "Edited", "Editor", "FineTune", "NeuronSteering",
+    "Probes", "RandomSteering", "Refinement", "Request", "SteerResult", "Steering", "SteeringEdits", "act_shift",
+    "answer_log_probs", "apply_delta", "calibrate", "code_language", "concept_bias", "divergence", "edit",
+    "fit_logistic", "generate", "key_covariances", "locality", "margin", "mixed", "multi_hop", "perplexity",
+    "plot_margins", "plot_probe_accuracy", "probabilities", "read_contrast", "read_delta", "rewrite", "solve",
+    "steer", "steered_divergence",
 ]  # fmt: skip

@@ -1110,7 +1110,9 @@ class ACE(ClosedForm):
     ----------
     query_layers, value_layers : sequence of int, optional
         Where facts are asked for and where answers are written. Where one is not given, both are found by
-        `QueryValueAttribution` on the requests' prompts and chains: `n_query` and `n_value` of them.
+        `QueryValueAttribution` on the requests' prompts and chains: `n_query` and `n_value` of them, the value layers not
+        among the last fourteenth of the depth (at least one layer): attention behind them must carry what is written at
+        the subject to the last position.
     n_query, n_value : int, default 6, 3
         As for GPT-J. Fewer in models of few layers.
     **others
@@ -1152,11 +1154,12 @@ class ACE(ClosedForm):
         n = network.anatomy.n_layers
         query, value = self.query_layers, self.value_layers
         if query is None or value is None:
+            margin = max(n // 14, 1)  # as in the paper's layers for GPT-J, whose last two are not written
             n_value = min(self.n_value, max(n // 4, 1))
-            n_query = min(self.n_query, n - n_value)
+            n_query = min(self.n_query, n - n_value - margin)
             prompts = [p for r in requests for p in (r.text, *r.chains)]
-            scores = QueryValueAttribution(layers=2 * n_value).attribute(network, prompts, runner=runner)
-            found = top_layers(scores, n_query, n_value)
+            scores = QueryValueAttribution(layers=2 * n_value + margin).attribute(network, prompts, runner=runner)
+            found = top_layers(scores, n_query, n_value, margin)
             query, value = found[0] if query is None else query, found[1] if value is None else value
         query, value = tuple(checked_layers(query, n)), tuple(checked_layers(value, n))
         if set(query) & set(value):
