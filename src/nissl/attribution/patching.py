@@ -545,7 +545,7 @@ def patch(
     at_least("seed", seed, 0)
     runner = Runner(memory=2**28) if runner is None else runner
     instance("runner", runner, Runner)
-    pairs = _pairs(network, clean, corrupted, ablate)
+    pairs = pairs_of(network, clean, corrupted, ablate)
     if target is None:
         raise InputError(
             "say with target= which scalar is explained, such as target.logit_difference(a, b, position=-1)"
@@ -592,8 +592,10 @@ def _parameters(method: Patching) -> dict[str, Any]:
     return {**parameters_of(method), **({"only": "given"} if getattr(method, "only", None) is not None else {})}
 
 
-def _pairs(network: Network, clean: Any, corrupted: Any, ablate: str) -> list[tuple[Inputs, Inputs | str]]:
-    """Inputs of one row for each pair, checked to be aligned."""
+def pairs_of(
+    network: Network, clean: Any, corrupted: Any = None, ablate: str = "mean"
+) -> list[tuple[Inputs, Inputs | str]]:
+    """Inputs of one row for each pair, clean and corrupted (or how to ablate), checked to be aligned."""
     if ablate not in ("mean", "zero"):
         raise InputError(f"ablate={ablate!r}: choose 'mean' or 'zero'")
     one = _rows(network, clean, "clean")
