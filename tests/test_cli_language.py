@@ -38,13 +38,14 @@ def test_trace_prints_and_writes_what_carries_the_answer(folder, tmp_path):
         "--out",
         tmp_path / "new" / "t.html",
     ]
-    found = json.loads(run(*words, "--top", 2, "--json").stdout)
+    found = json.loads(run(*words, "--top", 12, "--json").stdout)
     assert found["tokens"] == ["w1", "w2", "w3", "w4"]
     assert {"clean", "corrupted", "chosen", "agreement", "top", "forward_passes", "report"} <= set(found)
     best = [r for r in found["top"] if r["kind"] == "resid_pre"]
-    assert len(best) == 2
-    # the whole residual stream at the last layer and position is all of the difference
-    assert any(r["share"] == pytest.approx(1, abs=1e-3) for r in best)
+    assert len(best) == 12
+    # before the first block the prompts differ at one position, and patching it makes one prompt of the other
+    (first,) = [r for r in best if (r["layer"], r["position"]) == (0, -3)]
+    assert first["share"] == pytest.approx(1, abs=1e-3)
     page = (tmp_path / "new" / "t.html").read_text()
     assert "data:image/png;base64," in page
     assert "<script" not in page

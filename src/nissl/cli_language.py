@@ -223,7 +223,7 @@ def neurons(
 
     network = _load(model, device)
     vocabulary = NeuronVocabulary()
-    table = vocabulary.search(network, concept, by=by, n=n, progress=not as_json)  # pyright: ignore[reportArgumentType]
+    table = vocabulary.search(network, concept, by=by, n=n, progress=not as_json)
     words = []
     for r in table.itertuples():
         decoded = vocabulary.decode(network, [int(r.layer)], 8, units=[int(r.unit)], progress=False)

@@ -24,7 +24,6 @@ from nissl.network.anatomy import anatomy_of
 from nissl.network.edit import Edit
 from nissl.runner import Asking, Job, Runner
 
-By = Literal["cosine", "z", "probability", "logit"]
 _WAYS = ("cosine", "z", "probability", "logit")
 
 
@@ -289,7 +288,7 @@ class NeuronVocabulary:
         network: LanguageModel | WeightFolder,
         concept: str | Sequence[int],
         *,
-        by: By = "z",
+        by: str = "z",
         n: int = 20,
         layers: Sequence[int] | None = None,
         progress: bool = True,
