@@ -21,6 +21,7 @@ from nissl.arguments import items
 from nissl.errors import BusyError, GradientError, InputError, NonFiniteError, SiteError, TargetError, blame
 from nissl.network.edit import Set
 from nissl.network.forward import Forward, stub
+from nissl.network.norms import affine_norms
 from nissl.network.passes import Answer, Inputs, Pass, as_inputs, is_plain, raw_bytes, rows_of
 from nissl.network.patterns import Found, watched_attention
 from nissl.network.site import Address, Site, parse, role_of, select
@@ -376,7 +377,7 @@ class Network:
         args = [inputs[k] for k in sorted((k for k in inputs if k.isdigit()), key=int)]
         kwargs = {k: v for k, v in inputs.items() if not k.isdigit()}
         given = {k: f"{tuple(v.shape)} {v.dtype}" if isinstance(v, Tensor) else type(v) for k, v in inputs.items()}
-        with blame(InputError, f"{self.name} failed on inputs {given}"):
+        with blame(InputError, f"{self.name} failed on inputs {given}"), affine_norms(self.memory_format):
             if self.overrides:
                 return torch.func.functional_call(self.module, self.overrides, tuple(args), kwargs)
             return self.module(*args, **kwargs)
