@@ -29,9 +29,8 @@ from nissl.runner import Asking, Job, Runner
 
 
 def _answer_log_probability(output: Float[Tensor, "n step token"], answer: Int[Tensor, "n length"]) -> Tensor:
-    """Log probability of an answer; the output's last step is that of the answer's last token and is not needed."""
-    length = answer.shape[1]
-    logits = output[:, -length - 1 : -1].float()
+    """Log probability of an answer whose tokens but the last stand at the end of the input."""
+    logits = output[:, -answer.shape[1] :].float()
     return logits.log_softmax(-1).gather(-1, answer[..., None])[..., 0].sum(1)
 
 
@@ -62,7 +61,7 @@ def answer_log_probs(
     Returns
     -------
     log_probs : ndarray (n_prompts, n_answers), nats
-        Of the whole answer; (n_prompts, 1) with `each`.
+        Of the whole answer; (n_prompts, 1) with `each`. Answers of one token cost one pass together.
     lengths : ndarray of the same shape
         Tokens of the answer.
     """
@@ -80,8 +79,8 @@ def answer_log_probs(
             edits = steering.edits_of(choice, alpha)
         found = yield [
             Pass(
-                network.encode([ids + a], keep=len(a) + 1),
-                edits.over(len(a)),
+                network.encode([ids + a[:-1]], keep=len(a)),
+                edits.over(len(a) - 1),
                 of=Target(_answer_log_probability, (torch.tensor([a]),), name="log probability of the answer"),
             )
             for a in mine
@@ -111,7 +110,8 @@ def margin(
 ) -> Float[np.ndarray, " prompt"]:
     """Log odds of one set of answers against another after each prompt: log P(any positive) − log P(any negative), nats.
 
-    No answer may begin with another of its own set, or it is counted twice. Parameters as for `answer_log_probs`.
+    The tokens of no answer may begin with those of another of its own set, or that one is counted twice. Parameters as for
+    `answer_log_probs`.
     """
     positive, negative = items("positive", positive), items("negative", negative)
     if not positive or not negative:
