@@ -10,6 +10,7 @@ from nissl.attribution import LRP, DeconvNet, DeepLIFT, GuidedBackprop, InputXGr
 from nissl.errors import InputError, RuleError
 from nissl.network import Network, target
 from nissl.runner import CHUNK, Runner
+from nissl.runner.scores import parameters_of
 
 Y = torch.tensor([1, 4, 0])
 
@@ -196,6 +197,9 @@ def test_the_box_is_each_examples_range(x):
         given = LRP("epsilon_gamma_box", low=low, high=high).attribute(net, x[i : i + 1], Y[i : i + 1]).values
         np.testing.assert_allclose(automatic[i : i + 1], given, rtol=1e-9, atol=1e-14)
     wider = LRP("epsilon_gamma_box", low=-9.0, high=9.0).attribute(net, x, Y).values
+    by_channel = LRP("epsilon_gamma_box", low=torch.full((1, 3, 1, 1), -9.0), high=9.0)
+    np.testing.assert_array_equal(by_channel.attribute(net, x, Y).values, wider)
+    assert parameters_of(by_channel)["low"] == [-9.0, -9.0, -9.0]  # numbers that a record can hold
     assert np.abs(wider - automatic).max() > 1e-6
     # positive images: the box still reaches down to zero
     positive = LRP("epsilon_gamma_box").attribute(net, x.abs() + 1, Y).values

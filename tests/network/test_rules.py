@@ -924,6 +924,10 @@ def test_rule_sets_are_values() -> None:
     assert [r.group for r in ALL_RULES] == [1] * 10 + [2]
     assert [r.relevance_at_input for r in ALL_RULES[:6]] == [False, False, True, False, True, False]
     assert LRPRules("epsilon_gamma_box", low=np.array([0.0, 1.0]), high=[2.0, 3]).high == (2.0, 3.0)
+    wide = LRPRules("epsilon_gamma_box", low=torch.zeros(1, 3, 1, 1), high=torch.ones(1, 3, 1, 1))
+    assert (wide.low, wide.high) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    with pytest.raises(InputError, match="one number a channel"):
+        LRPRules("epsilon_gamma_box", low=torch.zeros(2, 3), high=1.0)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -125,7 +125,7 @@ class LRP(Method):
         Keeps denominators from zero; larger values absorb weak relevance.
     gamma : float, default 0.25
         How much the gamma composites favour contributions of the output's own sign.
-    low, high : float, optional
+    low, high : float or sequence or tensor with one number a channel, optional
         Smallest and largest value that the first layer can receive, for composites with ``_box``. By default those of
         each example, widened to hold zero: right where inputs are normalised before they reach the network, to be given
         where the network normalises them itself.
@@ -148,8 +148,8 @@ class LRP(Method):
     composite: str = "epsilon_plus"
     epsilon: float = 1e-6
     gamma: float = 0.25
-    low: float | None = None
-    high: float | None = None
+    low: Any = None
+    high: Any = None
     merging: str = "zennit"
 
     name: ClassVar[str] = "lrp"
@@ -164,7 +164,10 @@ class LRP(Method):
             if (self.epsilon, self.gamma, self.low) != (1e-6, 0.25, None):
                 raise InputError(f"{self.composite} takes no epsilon, gamma, low or high")
         else:
-            self.rules(torch.tensor([-1.0, 1.0]))
+            rules = self.rules(torch.tensor([-1.0, 1.0]))
+            if self.low is not None:  # as plain numbers: they are kept in the record of a run
+                object.__setattr__(self, "low", rules.low)  # pyright: ignore[reportAttributeAccessIssue]
+                object.__setattr__(self, "high", rules.high)  # pyright: ignore[reportAttributeAccessIssue]
 
     def rules(self, x: Tensor) -> Rules:
         """The backward rules for an example x."""

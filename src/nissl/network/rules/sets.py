@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -394,7 +395,7 @@ class LRPRules(Rules):
     epsilon : float, default 1e-6
         Also the stabiliser of all other rules.
     gamma : float, default 0.25
-    low, high : float or sequence with one number a channel, optional
+    low, high : float or sequence or tensor with one number a channel, optional
         Smallest and largest possible input of the first layer, for the box rule.
     merging : {"exact", "zennit"}, default "exact"
         Batch norm behind a convolution or dense layer is merged with it. zennit leaves a batch norm of unit variance
@@ -459,7 +460,9 @@ class LRPRules(Rules):
 
 def _bounds(value: Any) -> tuple[float, ...]:
     if hasattr(value, "tolist"):
-        value = value.tolist()
+        # one number a channel may come in the shape that broadcasts over images, (1, channels, 1, 1)
+        along = max(value.shape, default=1) == math.prod(value.shape)
+        value = value.reshape(-1).tolist() if along and value.ndim > 1 else value.tolist()
     values = (value,) if isinstance(value, (int, float)) else value
     if not isinstance(values, (tuple, list)) or not values or not all(isinstance(v, (int, float)) for v in values):
         raise InputError(f"the box rule needs low= and high=, a number or one number a channel; got {value!r}")
