@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -149,25 +149,27 @@ class PairQuestion:
         return {k: v.expand(n, *v.shape[1:]) if isinstance(v, Tensor) else v for k, v in self.base.items()}
 
     def runs(
-        self, *more: str, gradient: bool = False, rules: Rules | None = None
+        self, *more: str, start: str | None = None, gradient: bool = False, rules: Rules | None = None
     ) -> Asking[tuple[Answer, dict[str, Tensor], Tensor, float]]:
         """Both runs: answer of the base, activations of the source, and the scalar of both (NaN without a source).
 
         Parameters
         ----------
         more : str
-            Further sites to read.
+            Further sites to read in the base run.
+        start : str, optional
+            One to read in both.
         gradient : bool
             Differentiate at every site of the base run, by the rules.
         """
         sites = self.sites
-        read = dict.fromkeys((*sites, *more))
-        base = Pass(self.base, read=tuple(read), of=self.target, wrt=sites if gradient else (), rules=rules)
+        read = tuple(dict.fromkeys((*sites, *more, *([start] if start else []))))
+        base = Pass(self.base, read=read, of=self.target, wrt=sites if gradient else (), rules=rules)
         if isinstance(self.source, str):
             found = yield base
             acts, scalar = {s: _ablated(found.reads[s], self.source) for s in read}, np.nan
         else:
-            wanted = [s for s in read if s in sites or parse(s).part == "input" or s == _embedding(self)]
+            wanted = tuple(dict.fromkeys((*sites, *([start] if start else []))))
             found, other = yield [base, Pass(self.source, read=wanted, of=self.target)]
             acts, scalar = other.reads, float(other.scalar[0])
         for s in sites:
@@ -475,9 +477,9 @@ class NodeIntegratedGradients(Patching):
 
     def effects(self, q: PairQuestion) -> Asking[Effects]:
         """See `Patching.effects`."""
-        start = _embedding(q)
-        more = [start] if self.path == "input" else [s for n in q.nodes for s in n.residual]
-        found, acts, base, source = yield from q.runs(*more)
+        start = _embedding(q) if self.path == "input" else None
+        more = [] if start else [s for n in q.nodes for s in n.residual]
+        found, acts, base, source = yield from q.runs(*more, start=start)
         mean: dict[str, Tensor] = {}
 
         def between(site: str) -> Tensor:
@@ -485,7 +487,7 @@ class NodeIntegratedGradients(Patching):
             alpha = (torch.arange(self.steps, device=here.device, dtype=here.dtype) + 0.5) / self.steps
             return here + alpha.reshape(-1, *[1] * (here.ndim - 1)) * (there - here)
 
-        if self.path == "input":
+        if start is not None:
             edits = [Set(start, between(start))]
             answer = yield Pass(q.repeated(self.steps), edits, of=q.target, wrt=q.sites)
             mean = {s: g.mean(0, keepdim=True) for s, g in answer.gradients.items()}
@@ -698,45 +700,98 @@ def agreement(
     InputError
         No kind in common, or scores of other pairs.
     """
-    at_least("n_resamples", n_resamples, 1)
-    kinds = [str(k) for k in scores.data_vars if k in truth.data_vars]
-    if not kinds:
-        raise InputError(f"scores hold {list(scores.data_vars)}, the truth {list(truth.data_vars)}: no kind in common")
     rows = []
-    for kind in kinds:
-        x, y = scores[kind], truth[kind]
-        if x.shape != y.shape:
-            raise InputError(f"{kind}: scores of shape {x.shape} and truth of shape {y.shape} are of other pairs")
-        late = (truth["first_difference"] <= truth["position"]).transpose("example", "position").values
-        changed = np.broadcast_to(late[:, None, :].reshape(len(late), 1, -1, *[1] * (x.ndim - 3)), x.shape)
+    for kind, x, y, masks in _shared(scores, truth, n_resamples):
         row: dict[str, Any] = {"kind": kind}
-        for suffix, mask in (("", np.ones(x.shape, bool)), ("_changed", changed)):
-            r, low, high, n = _pearson(x.values, y.values, mask, n_resamples, level, seed)
-            row |= {f"r{suffix}": r, f"low{suffix}": low, f"high{suffix}": high, f"n{suffix}": n}
+        for suffix, mask in masks.items():
+            sums = _sums(x, y, mask)
+            low, high = _interval(lambda draw, sums=sums: _r(draw @ sums), len(sums), n_resamples, level, seed)
+            row |= {f"r{suffix}": float(_r(sums.sum(0))), f"low{suffix}": low, f"high{suffix}": high}
+            row[f"n{suffix}"] = int(sums[:, 0].sum())
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _pearson(x: np.ndarray, y: np.ndarray, mask: np.ndarray, n_resamples: int, level: float, seed: int) -> Any:
-    """Correlation over all nodes, its interval, and how many nodes; groups of nodes are resampled by their sums."""
+def gain(
+    scores: xr.Dataset,
+    baseline: xr.Dataset,
+    truth: xr.Dataset,
+    *,
+    n_resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """How much higher one estimate's correlation with the truth is than another's, kind by kind.
+
+    Parameters
+    ----------
+    scores, baseline, truth : xarray.Dataset
+        Of the same pairs.
+    n_resamples, level, seed
+        See `agreement`; both correlations are taken on the same resamples.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``kind``, ``gain``, ``low``, ``high``, without positions before the first difference.
+    """
+    rows = []
+    others = {k: x for k, x, _, _ in _shared(baseline, truth, n_resamples)}
+    for kind, x, y, masks in _shared(scores, truth, n_resamples):
+        if kind not in others:
+            continue
+        mask = masks["_changed"] & np.isfinite(x) & np.isfinite(others[kind])
+        a, b = _sums(x, y, mask), _sums(others[kind], y, mask)
+        low, high = _interval(
+            lambda draw, a=a, b=b: _r(draw @ a) - _r(draw @ b), len(a), n_resamples, level, seed
+        )  # fmt: skip
+        rows.append({"kind": kind, "gain": float(_r(a.sum(0)) - _r(b.sum(0))), "low": low, "high": high})
+    return pd.DataFrame(rows)
+
+
+def _shared(scores: xr.Dataset, truth: xr.Dataset, n_resamples: int) -> Any:
+    """Kind, estimates, truth, and masks of all nodes and of those at changed positions."""
+    at_least("n_resamples", n_resamples, 1)
+    kinds = [str(k) for k in scores.data_vars if k in truth.data_vars]
+    if not kinds:
+        raise InputError(f"scores hold {list(scores.data_vars)}, the truth {list(truth.data_vars)}: no kind in common")
+    late = (truth["first_difference"] <= truth["position"]).transpose("example", "position").values
+    for kind in kinds:
+        x, y = scores[kind].values.astype(float), truth[kind].values.astype(float)
+        if x.shape != y.shape:
+            raise InputError(f"{kind}: scores of shape {x.shape} and truth of shape {y.shape} are of other pairs")
+        changed = np.broadcast_to(late.reshape(len(late), 1, -1, *[1] * (x.ndim - 3)), x.shape)
+        yield kind, x, y, {"": np.ones(x.shape, bool), "_changed": changed}
+
+
+def _sums(x: np.ndarray, y: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """For each group of nodes n, Σx, Σy, Σx², Σy², Σxy, from which correlations of any resample follow."""
     kept = mask & np.isfinite(x) & np.isfinite(y)
-    if kept.sum() < 2:
-        return np.nan, np.nan, np.nan, int(kept.sum())
-    a, b = np.where(kept, x, np.nan).astype(float), np.where(kept, y, np.nan).astype(float)
-    a, b = ((t - np.nanmean(t)) / (np.nanstd(t) or 1.0) for t in (a, b))
+    if not kept.any():
+        return np.zeros((1, 6))
+    # brought to one scale first, so that the sums lose no digits
+    a, b = ((t - t[kept].mean()) / (t[kept].std() or 1.0) for t in (x, y))
     a, b = np.where(kept, a, 0.0), np.where(kept, b, 0.0)
-    if len(x) == 1:  # one example: its places are the groups
-        a, b, kept = (t.reshape(x.shape[1] * x.shape[2], -1) for t in (a, b, kept))
-    sums = np.stack([t.reshape(len(t), -1).sum(1) for t in (kept, a, b, a * a, b * b, a * b)], 1)
+    # groups are examples; with one example they are its places
+    shape = (len(x), -1) if len(x) > 1 else (x.shape[1] * x.shape[2], -1)
+    a, b, kept = (t.reshape(shape) for t in (a, b, kept))
+    return np.stack([kept.sum(1), a.sum(1), b.sum(1), (a * a).sum(1), (b * b).sum(1), (a * b).sum(1)], 1)
 
-    def r(s: np.ndarray) -> Any:
-        n, sx, sy, sxx, syy, sxy = np.moveaxis(s, -1, 0)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return (n * sxy - sx * sy) / np.sqrt((n * sxx - sx**2).clip(0) * (n * syy - sy**2).clip(0))
 
-    sums = sums[sums[:, 0] > 0]
-    drawn = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), n_resamples)
-    tails = [(1 - level) / 2, (1 + level) / 2]
-    found = r(drawn @ sums)
-    low, high = np.nanquantile(found, tails) if len(sums) > 1 and np.isfinite(found).any() else (np.nan, np.nan)
-    return float(r(sums.sum(0))), float(low), float(high), int(kept.sum())
+def _r(sums: np.ndarray) -> Any:
+    n, sx, sy, sxx, syy, sxy = np.moveaxis(sums, -1, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (n * sxy - sx * sy) / np.sqrt((n * sxx - sx**2).clip(0) * (n * syy - sy**2).clip(0))
+
+
+def _interval(
+    statistic: Callable[[np.ndarray], np.ndarray], n: int, n_resamples: int, level: float, seed: int
+) -> tuple[float, float]:
+    """Percentiles of a statistic of how often each group was drawn."""
+    if n < 2:
+        return np.nan, np.nan
+    found = statistic(np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), n_resamples))
+    if not np.isfinite(found).any():
+        return np.nan, np.nan
+    low, high = np.nanquantile(found, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
