@@ -371,7 +371,7 @@ class AttentionSuppression:
     def _likely(self, logits: Tensor) -> Tensor:
         assert self.top_p is not None
         top, order = logits.softmax(-1).topk(min(self.most, logits.shape[-1]), -1)
-        kept = top.cumsum(-1) - top < self.top_p
+        kept = (top.cumsum(-1) - top < self.top_p) | (self.top_p == 1)
         return torch.zeros_like(logits, dtype=torch.bool).scatter_(-1, order, kept)
 
     @staticmethod
