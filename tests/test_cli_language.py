@@ -102,3 +102,27 @@ def test_bad_words_raise_and_write_nothing(folder, tmp_path, monkeypatch, words,
 def test_a_model_that_is_not_there(tmp_path):
     with pytest.raises(InputError, match="neither 'smollm2'"):
         CliRunner().invoke(app, ["trace", "--prompt", "a", "--model", str(tmp_path / "no")], catch_exceptions=False)
+
+
+def test_the_audit_takes_prompts(folder, tmp_path):
+    (tmp_path / "prompts.txt").write_text("w1 w2 w3 w4\nw5 w6 w7\n\nw9 w8 w7 w6\n")
+    found = json.loads(
+        run("audit", "--model", f"lm:{folder}", "--data", tmp_path / "prompts.txt", "--methods", "ixg,occlusion,random",
+            "--checks", "curves,logit", "--out", tmp_path / "run", "--json").stdout
+    )  # fmt: skip
+    assert set(found["verdicts"]) == {"ixg", "occlusion", "random", "edge"} or {"ixg", "occlusion", "random"} <= set(found["verdicts"])
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "w5" in page
+
+
+def test_prompts_that_cannot_be_audited(folder, tmp_path):
+    (tmp_path / "empty.txt").write_text("\n\n")
+    (tmp_path / "one.txt").write_text("w1 w2\n")
+    for words, says in (
+        (["--data", tmp_path / "no.txt"], "prompt a line"),
+        (["--data", tmp_path / "empty.txt"], "holds no prompt"),
+        (["--data", tmp_path / "one.txt", "--examples", 2], "holds 1 prompts"),
+        (["--data", tmp_path / "one.txt", "--target", "label"], "no labels"),
+    ):
+        with pytest.raises(InputError, match=says):
+            CliRunner().invoke(app, ["audit", "--model", f"lm:{folder}", *map(str, words)], catch_exceptions=False)

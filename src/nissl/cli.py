@@ -28,7 +28,12 @@ app = typer.Typer(
 )
 
 _Model = Annotated[
-    str, typer.Option("--model", "-m", help="demo, package.module:factory, timm:NAME, torchvision:NAME or hf:FOLDER.")
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help="demo, package.module:factory, timm:NAME, torchvision:NAME, hf:FOLDER, or lm:FOLDER, lm:FILE.gguf, lm:smollm2.",
+    ),
 ]
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 _MARKS = {
@@ -43,7 +48,12 @@ _MARKS = {
 def audit(
     model: _Model = "demo",
     data: Annotated[
-        str | None, typer.Option("--data", "-d", help="demo, a folder of pictures, FILE.npz or package.module:factory.")
+        str | None,
+        typer.Option(
+            "--data",
+            "-d",
+            help="demo, a folder of pictures, FILE.npz, package.module:factory, or FILE.txt with a prompt a line.",
+        ),
     ] = None,
     methods: Annotated[
         str | None, typer.Option(help="Keys, separated by commas, such as 'ig(steps=64),gradcam'.")
@@ -65,10 +75,15 @@ def audit(
     from nissl.network import Network
     from nissl.sources import load_data, load_model
     from nissl.trust.audit import Shown
-    from nissl.trust.audit import audit as run
 
     if target not in ("predicted", "label"):
         raise InputError(f"--target {target!r}: choose 'predicted' or 'label'")
+    if model.startswith("lm:"):
+        if target == "label":
+            raise InputError("--target label: prompts have no labels; what the model predicts next is explained")
+        network, given, shown = cli_language.prompts_to_audit(model.removeprefix("lm:"), data, examples, device)
+        _audit(network, given, None, shown, methods, checks, budget, out, resume, seed, batch_size, as_json)
+        return
     loaded = load_model(model)
     if data is None:
         if model != "demo":
@@ -84,8 +99,17 @@ def audit(
         targets = inputs.labels
     masks = inputs.masks if inputs.masks is not None else _masks(inputs)
     shown = Shown(images=inputs.images, names=inputs.names, class_names=loaded.class_names, masks=masks)
+    _audit(network, inputs.inputs, targets, shown, methods, checks, budget, out, resume, seed, batch_size, as_json)
+
+
+def _audit(
+    network: Any, inputs: Any, targets: Any, shown: Any, methods: str | None, checks: str, budget: int, out: Path,
+    resume: bool, seed: int, batch_size: int | None, as_json: bool,
+) -> None:  # fmt: skip
+    from nissl.trust.audit import audit as run
+
     result = run(
-        network, inputs.inputs, targets,
+        network, inputs, targets,
         methods=None if methods is None else _split(methods), checks=checks, budget=budget or None, shown=shown, out=out,
         resume=resume, seed=seed, command=shlex.join(["nissl", *sys.argv[1:]]),
         runner_options={"batch_size": batch_size, "progress": not as_json},

@@ -276,6 +276,43 @@ def _clamp_figure(means: pd.DataFrame) -> Any:
     return figure
 
 
+def prompts_to_audit(source: str, data: str | None, examples: int | None, device: str | None) -> tuple[Any, Any, Any]:
+    """A language model as a classifier of the next token, prompts for it, and how the report shows them.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read or holds no prompt; or too few of them.
+    """
+    from nissl.sources.tasks import indirect_object
+    from nissl.trust.audit import Shown
+
+    if data is None:
+        prompts = list(indirect_object(n=10 if examples is None else examples).clean)
+    else:
+        try:
+            lines = Path(data).read_text("utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"--data {data}: a text file with a prompt a line is needed: {error}") from error
+        prompts = [line for line in lines if line.strip()]
+        if not prompts:
+            raise InputError(f"--data {data} holds no prompt; write one a line")
+        if examples is not None and not 1 <= examples <= len(prompts):
+            raise InputError(f"--examples {examples}: {data} holds {len(prompts)} prompts")
+        prompts = prompts[:examples]
+    network = _load(source, device).next_token()
+    inputs = network.encode(prompts)
+    tokens = [
+        [
+            "" if hidden == 0 else _visible(word)
+            for word, hidden in zip(network.strings(ids), mask.tolist(), strict=True)
+        ]
+        for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
+    ]
+    vocabulary = network.strings(range(network.weight("unembed").shape[0]))
+    return network, inputs, Shown(tokens=tokens, names=prompts, class_names=[_visible(w) for w in vocabulary])
+
+
 # ---------------------------------------------------------------- what they share
 
 

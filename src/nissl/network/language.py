@@ -309,9 +309,19 @@ class LanguageModel(Network):
                     yield text[done:]
                     done = max(done, len(text))
 
+    def next_token(self: Same) -> Same:
+        """The same model as a classifier of the next token: its output is (n, n_tokens), from the last position.
+
+        Classes are token ids, so that attribution methods and the audit take it as any other classifier.
+        """
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other._pick, other._picked = _last, "the last position's logits"
+        return other
+
     def logits_of(self, output: Any) -> Tensor:
-        """The logits in what the model returned."""
-        return self._tensor(output)
+        """The logits in what the model returned, (n, kept positions, n_tokens)."""
+        return output["logits"]
 
     @contextmanager
     def attention(self, modules: Iterable[nn.Module], found: Found) -> Iterator[None]:
@@ -508,6 +518,10 @@ def _from_gguf(file: Path) -> Path:
         if not (kept / "config.json").is_file():  # another process may have been faster
             raise
     return kept
+
+
+def _last(output: Any) -> Tensor:
+    return output["logits"][:, -1]
 
 
 def _list(ids: Any) -> list[int]:
