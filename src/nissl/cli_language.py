@@ -217,7 +217,7 @@ def neurons(
     as_json: _Json = False,
 ) -> None:
     """Find the neurons of a language model that look for a word, and clamp them."""
-    from nissl.concepts.vocabulary import NeuronVocabulary, clamp_curve, concept_tokens
+    from nissl.concepts.vocabulary import NeuronVocabulary, clamp_curve, concept_tokens, plot_clamps
     from nissl.report.page import Part, Section
     from nissl.runner import Runner
 
@@ -244,36 +244,11 @@ def neurons(
         best = means.sort_values("gain", ascending=False).drop_duplicates(["layer", "unit"]).reset_index(drop=True)
         sections.append(
             Section("Clamped", "Gain in the log probability of the word while the neuron is held at a value, in standard deviations "
-                    "of its own; mean over the prompts.", [Part(_clamp_figure(means), "gain by value held"), Part(best)])
+                    "of its own; mean over the prompts.", [Part(plot_clamps(curve), "gain by value held"), Part(best)])
         )  # fmt: skip
         summary["clamped"] = best.to_dict("records")
     report = _page(out, f"Neurons of {network.name} that look for {concept!r}", "Neurons", "", sections)
     _answer({**summary, "report": report}, table, "", as_json, report)
-
-
-def _clamp_figure(means: pd.DataFrame) -> Any:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 3.4), layout="constrained")
-    axes = figure.add_subplot()
-    colours = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe & Ito (2008)
-    markers = "osD^vP"
-    for i, ((layer, unit), rows) in enumerate(means.groupby(["layer", "unit"], sort=False)):  # pyright: ignore
-        rows = rows.sort_values("factor")
-        axes.plot(
-            rows["factor"],
-            rows["gain"],
-            color=colours[i % 6],
-            marker=markers[i % 6],
-            ms=4,
-            label=f"layer {layer}, unit {unit}",
-        )
-    axes.axhline(0, color="#777777", lw=0.8)
-    axes.set_xscale("symlog", linthresh=1)
-    axes.set_xlabel("value held, in standard deviations")
-    axes.set_ylabel("gain in log probability (nats)")
-    axes.legend(fontsize=8, frameon=False)
-    return figure
 
 
 def prompts_to_audit(source: str, data: str | None, examples: int | None, device: str | None) -> tuple[Any, Any, Any]:

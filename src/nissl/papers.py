@@ -181,6 +181,9 @@ PAPERS: tuple[Paper, ...] = (
         "concepts",
         "Reads what a neuron stands for by sending its weights through the output vocabulary of a language "
         "model, and confirms it by holding the neuron at a value.",
+        object="nissl.concepts.NeuronVocabulary",
+        study="nissl.studies.lm_head_neurons",
+        status="works",
     ),
     Paper(
         "snmf",
@@ -230,6 +233,9 @@ PAPERS: tuple[Paper, ...] = (
         "intervention",
         "Tests whether a language model can name, and move, its own activation along a chosen direction, from "
         "labelled sentences given in its context.",
+        object="nissl.intervention.NeurofeedbackAxis",
+        study="nissl.studies.neurofeedback",
+        status="works",
     ),
     Paper(
         "blind-spots",

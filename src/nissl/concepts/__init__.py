@@ -11,8 +11,20 @@ from nissl.concepts.features import (
 )
 from nissl.concepts.sae import SAE, explained_variance, train_sae
 from nissl.concepts.snmf import HierarchicalSemiNMF, Level, Node, SemiNMF
+from nissl.concepts.vocabulary import (
+    NeuronVocabulary,
+    WeightFolder,
+    clamp,
+    clamp_curve,
+    concept_tokens,
+    frequent_tokens,
+    plot_clamps,
+    preserved,
+)
 
 __all__ = [
-    "SAE", "Context", "Detection", "Features", "HierarchicalSemiNMF", "Level", "Node", "SemiNMF", "TokenActivations",
-    "difference_in_means", "explained_variance", "plot_features", "token_activations", "train_sae",
+    "SAE", "Context", "Detection", "Features", "HierarchicalSemiNMF", "Level", "NeuronVocabulary", "Node",
+    "SemiNMF", "TokenActivations", "WeightFolder", "clamp", "clamp_curve", "concept_tokens", "difference_in_means",
+    "explained_variance", "frequent_tokens", "plot_clamps", "plot_features", "preserved", "token_activations",
+    "train_sae",
 ]  # fmt: skip

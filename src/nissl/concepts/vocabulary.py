@@ -14,10 +14,11 @@ import pandas as pd
 import torch
 import xarray as xr
 from jaxtyping import Float
+from matplotlib.figure import Figure
 from rich.progress import track
 from torch import Tensor, nn
 
-from nissl.arguments import at_least
+from nissl.arguments import as_path, at_least
 from nissl.errors import InputError, MissingExtraError
 from nissl.network import Anatomy, LanguageModel, Pass, Set, Target
 from nissl.network.anatomy import anatomy_of
@@ -609,3 +610,38 @@ def frequent_tokens(decoded: xr.Dataset, n: int = 10) -> pd.DataFrame:
     tokens, counts = np.unique(decoded["token"].values[..., 0], return_counts=True)
     order = np.argsort(-counts, kind="stable")[:n]
     return pd.DataFrame({"token": tokens[order], "neurons": counts[order]})
+
+
+def plot_clamps(curve: pd.DataFrame, path: str | Path | None = None) -> Figure:
+    """Gain of a concept by the value at which each neuron is held, mean over prompts.
+
+    Parameters
+    ----------
+    curve : pandas.DataFrame
+        What `clamp_curve` returned.
+    path : str or path, optional
+        Where the picture is written; PNG, SVG or PDF by its ending.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    means = curve.groupby(["layer", "unit", "factor"], sort=False)["gain"].mean().reset_index()
+    figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    colours, markers = (
+        ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"),
+        "osD^vP",
+    )  # Okabe & Ito (2008)
+    for i, ((layer, unit), rows) in enumerate(means.groupby(["layer", "unit"], sort=False)):  # pyright: ignore
+        rows = rows.sort_values("factor")
+        style = {"color": colours[i % 6], "marker": markers[i % 6], "ms": 4}
+        axes.plot(rows["factor"], rows["gain"], label=f"layer {layer}, unit {unit}", **style)
+    axes.axhline(0, color="#777777", lw=0.8)
+    axes.set_xscale("symlog", linthresh=1)
+    axes.set_xlabel("value held, in standard deviations")
+    axes.set_ylabel("gain in log probability (nats)")
+    axes.legend(fontsize=8, frameon=False)
+    if path is not None:
+        figure.savefig(as_path("path", path), dpi=90)
+    return figure

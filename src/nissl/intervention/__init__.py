@@ -37,6 +37,23 @@ from nissl.intervention.effects import (
     steer,
     steered_divergence,
 )
+from nissl.intervention.feedback import (
+    LanguageSubject,
+    NeurofeedbackAxis,
+    Subject,
+    accessible_axes,
+    cohens_d,
+    control,
+    control_precision,
+    effects,
+    final_accuracy,
+    ideal_observer,
+    labels_of,
+    plot_reports,
+    report,
+    sentence_states,
+    surface_observer,
+)
 from nissl.intervention.latent import Clusters, Probes, act_shift, fit_logistic, mixed
 from nissl.intervention.steering import (
     GACT,
@@ -51,10 +68,12 @@ from nissl.intervention.steering import (
 
 __all__ = [
     "ACE", "ACT", "EDITORS", "GACT", "MEMIT", "NEUTRAL", "PMET", "ROME", "Activations", "Calibrated", "Chain",
-    "Clusters", "Contrast", "DiffMeanSteering", "DirectionSteering", "Edited", "Editor", "FineTune", "NeuronSteering",
-    "Probes", "RandomSteering", "Refinement", "Request", "SteerResult", "Steering", "SteeringEdits", "act_shift",
-    "answer_log_probs", "apply_delta", "calibrate", "code_language", "concept_bias", "divergence", "edit",
-    "fit_logistic", "generate", "key_covariances", "locality", "margin", "mixed", "multi_hop", "perplexity",
-    "plot_margins", "plot_probe_accuracy", "probabilities", "read_contrast", "read_delta", "rewrite", "solve",
-    "steer", "steered_divergence",
+    "Clusters", "Contrast", "DiffMeanSteering", "DirectionSteering", "Edited", "Editor", "FineTune",
+    "LanguageSubject", "NeurofeedbackAxis", "NeuronSteering", "Probes", "RandomSteering", "Refinement", "Request",
+    "SteerResult", "Steering", "SteeringEdits", "Subject", "accessible_axes", "act_shift", "answer_log_probs",
+    "apply_delta", "calibrate", "code_language", "cohens_d", "concept_bias", "control", "control_precision",
+    "divergence", "edit", "effects", "final_accuracy", "fit_logistic", "generate", "ideal_observer",
+    "key_covariances", "labels_of", "locality", "margin", "mixed", "multi_hop", "perplexity", "plot_margins",
+    "plot_probe_accuracy", "plot_reports", "probabilities", "read_contrast", "read_delta", "report", "rewrite",
+    "sentence_states", "solve", "steer", "steered_divergence", "surface_observer",
 ]  # fmt: skip
