@@ -67,6 +67,29 @@ def test_audit_ends_with_a_table_and_where_the_report_is(here, monkeypatch, caps
     assert "report.html" in out
 
 
+def test_resuming_a_finished_run_prints_what_it_found(here, monkeypatch, capsys):
+    words = (
+        "audit",
+        "--model",
+        "mine:net",
+        "--data",
+        "data.npz",
+        "--methods",
+        "ixg",
+        "--checks",
+        "curves",
+        "--out",
+        "run",
+    )
+    _, first, _ = run(monkeypatch, capsys, *words, "--json")
+    code, again, _ = run(monkeypatch, capsys, *words, "--json", "--resume")
+    assert code == 0
+    assert json.loads(again) == json.loads(first)
+    code, out, _ = run(monkeypatch, capsys, *words, "--resume")
+    assert code == 0
+    assert "report.html" in out
+
+
 def test_the_table_fits_a_terminal_of_80_columns(here, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     code, out, _ = run(

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nissl import cli_language
-from nissl.errors import InputError, NisslError
+from nissl.errors import FinishedRunError, InputError, NisslError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -108,12 +108,20 @@ def _audit(
 ) -> None:  # fmt: skip
     from nissl.trust.audit import audit as run
 
-    result = run(
-        network, inputs, targets,
-        methods=None if methods is None else _split(methods), checks=checks, budget=budget or None, shown=shown, out=out,
-        resume=resume, seed=seed, command=shlex.join(["nissl", *sys.argv[1:]]),
-        runner_options={"batch_size": batch_size, "progress": not as_json},
-    )  # fmt: skip
+    try:
+        result = run(
+            network, inputs, targets,
+            methods=None if methods is None else _split(methods), checks=checks, budget=budget or None, shown=shown, out=out,
+            resume=resume, seed=seed, command=shlex.join(["nissl", *sys.argv[1:]]),
+            runner_options={"batch_size": batch_size, "progress": not as_json},
+        )  # fmt: skip
+    except FinishedRunError:  # to resume it is to have what it found
+        record = json.loads((out / "run.json").read_text(encoding="utf-8"))
+        if as_json:
+            print(json.dumps({k: v for k, v in record.items() if k not in ("settings", "finished")}, allow_nan=False))
+        else:
+            Console().print(Text(f"the run is finished; report: {record['report']}"))
+        return
     if as_json:
         print(json.dumps(result.summary(), allow_nan=False, default=str))
         return

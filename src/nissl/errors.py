@@ -42,6 +42,10 @@ class RunFolderError(NisslError, OSError):
     """A run folder or an output file cannot be read, written or resumed."""
 
 
+class FinishedRunError(RunFolderError):
+    """A run that is to be resumed is finished already."""
+
+
 class MissingExtraError(NisslError, ImportError):
     """An optional dependency is needed; says which extra installs it."""
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import nissl
 from nissl.attribution import METHODS, IntegratedGradients
-from nissl.errors import InputError, RunFolderError
+from nissl.errors import FinishedRunError, InputError, RunFolderError
 from nissl.runner import Runner
 from nissl.trust.audit import Shown
 from nissl.trust.run_folder import RunFolder, load_run
@@ -215,6 +215,52 @@ def test_a_killed_run_resumes_and_asks_no_finished_pass_again(tmp_path):
     everything = (tmp_path / "whole.log").read_text().splitlines()
     # six rows tell the prediction of every example, which is asked at each start; an unfinished Pass (24 rows) is lost
     assert len(before) + len(after) <= len(everything) + 6 + 24
+
+
+def test_a_finished_run_is_not_run_again(planted, tmp_path):
+    net, x = planted
+
+    def run(**options):
+        runner = Runner(progress=False)
+        try:
+            return nissl.audit(
+                net, x[:3], methods=["ixg"], checks=["curves"], out=tmp_path / "run", runner=runner, **options
+            )
+        finally:
+            asked.append(sum(c.forward for c in runner.costs.values()))
+
+    asked = []
+    run(resume=True)  # nothing there yet
+    files = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
+    with pytest.raises(FinishedRunError, match="nothing to resume"):
+        run(resume=True)
+    assert asked[0] > 0
+    assert asked[1] == 0
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")} == files
+    run()
+    assert asked[2] == asked[0]
+
+
+def test_a_run_whose_report_cannot_be_written_can_be_resumed(planted, tmp_path, monkeypatch):
+    net, x = planted
+
+    def run(**options):
+        return nissl.audit(
+            net,
+            x[:3],
+            methods=["ixg"],
+            checks=["curves"],
+            out=tmp_path / "run",
+            runner=Runner(progress=False),
+            **options,
+        )
+
+    with monkeypatch.context() as m:
+        m.setattr("nissl.trust.audit.write_report", lambda *given: (_ for _ in ()).throw(RunFolderError("full")))
+        with pytest.raises(RunFolderError, match="full"):
+            run()
+    assert not json.loads((tmp_path / "run" / "run.json").read_text())["finished"]
+    assert run(resume=True).report.is_file()
 
 
 def test_unknown_names_are_errors_with_a_suggestion(planted):

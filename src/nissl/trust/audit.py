@@ -302,7 +302,7 @@ def audit(
     out : path, optional
         Run folder; the report is written there.
     resume : bool, default False
-        Go on with an interrupted run in `out`.
+        Go on with an interrupted run in `out`; one that is finished raises FinishedRunError and asks nothing again.
     seed : int, default 0
     runner : Runner, optional
     runner_options : mapping, optional
@@ -317,7 +317,7 @@ def audit(
 
     Raises
     ------
-    InputError, TargetError, GradientError, RunFolderError
+    InputError, TargetError, GradientError, RunFolderError, FinishedRunError
         Before anything is run where that can be known.
 
     Examples
@@ -371,8 +371,9 @@ def audit(
         )  # fmt: skip
         if folder is not None:
             result.report = folder.path / "report.html"
-            folder.finish(result.scores, result.figures, result.summary())
+            # the record last: it says that the run is finished
             write_report(dataclasses.replace(result, scores=_drawable(result)), result.report)
+            folder.finish(result.scores, result.figures, result.summary())
         return result
     finally:
         if folder is not None:

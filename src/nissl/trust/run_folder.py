@@ -19,7 +19,7 @@ import xarray as xr
 from filelock import FileLock, Timeout
 
 from nissl.arguments import as_path
-from nissl.errors import InputError, RunFolderError
+from nissl.errors import FinishedRunError, InputError, RunFolderError
 from nissl.runner import Cost, Explained
 from nissl.trust.check import Measured
 
@@ -43,6 +43,8 @@ class RunFolder:
     RunFolderError
         The folder cannot be written, holds something that is no run, is in use by another run, or was made
         under other settings than those to be resumed.
+    FinishedRunError
+        The run to be resumed is finished.
     """
 
     def __init__(self, path: str | os.PathLike[str], settings: Mapping[str, Any], resume: bool) -> None:
@@ -89,6 +91,11 @@ class RunFolder:
             raise RunFolderError(
                 f"{self.path} was run with other settings ({', '.join(differ) or 'unknown'} differ); "
                 "give the same, or another folder, or do not resume"
+            )
+        if held is not None and held.get("finished"):
+            raise FinishedRunError(
+                f"the run in {self.path} is finished, there is nothing to resume; nissl.trust.run_folder.load_run reads it, "
+                "and without resume it is run anew"
             )
         if held is None:
             self._clear()
