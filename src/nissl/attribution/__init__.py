@@ -23,14 +23,38 @@ from nissl.attribution.gradients import (
 from nissl.attribution.perturbation import RISE, Occlusion
 from nissl.attribution.query_value import QueryValueAttribution, top_layers
 from nissl.attribution.relevance import LRP, DeconvNet, DeepLIFT, GuidedBackprop
+from nissl.attribution.resampling import Bank, Resampling, answer_kl
+from nissl.attribution.sentences import (
+    MiniLMEmbedder,
+    Sentence,
+    TfidfEmbedder,
+    Trace,
+    by_tag,
+    final_answer,
+    label_by_rules,
+    last_number,
+    split_sentences,
+)
 from nissl.attribution.shapley import LIME, KernelSHAP, ShapleySampling
+from nissl.attribution.thoughts import (
+    AttentionSuppression,
+    Received,
+    ReceiverHeads,
+    ThoughtAnchors,
+    Thoughts,
+    ablate_heads,
+    head_edits,
+)
 from nissl.errors import InputError
 
 __all__ = [
-    "LIME", "LRP", "METHODS", "RISE", "AblationCAM", "AttentionFlow", "AttentionRollout", "AttentionWeights",
-    "DeconvNet", "DeepLIFT", "EdgeDetector", "ExpectedGradients", "GradCAM", "GradCAMPlusPlus", "GuidedBackprop",
-    "InputXGradient", "IntegratedGradients", "KernelSHAP", "LayerCAM", "Method", "Occlusion", "QueryValueAttribution", "RandomScores",
-    "Saliency", "ScoreCAM", "ShapleySampling", "SmoothGrad", "VarGrad", "method", "top_layers",
+    "LIME", "LRP", "METHODS", "RISE", "AblationCAM", "AttentionFlow", "AttentionRollout", "AttentionSuppression",
+    "AttentionWeights", "Bank", "DeconvNet", "DeepLIFT", "EdgeDetector", "ExpectedGradients", "GradCAM",
+    "GradCAMPlusPlus", "GuidedBackprop", "InputXGradient", "IntegratedGradients", "KernelSHAP", "LayerCAM", "Method",
+    "MiniLMEmbedder", "Occlusion", "QueryValueAttribution", "RandomScores", "Received", "ReceiverHeads", "Resampling",
+    "Saliency", "ScoreCAM", "Sentence", "ShapleySampling", "SmoothGrad", "TfidfEmbedder", "ThoughtAnchors",
+    "Thoughts", "Trace", "VarGrad", "ablate_heads", "answer_kl", "by_tag", "final_answer", "head_edits",
+    "label_by_rules", "last_number", "method", "split_sentences", "top_layers",
 ]  # fmt: skip
 
 METHODS: dict[str, type[Method]] = {
