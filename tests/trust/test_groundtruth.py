@@ -227,7 +227,7 @@ def test_a_part_that_raises_leaves_nothing_behind():
     module = CNN()
     net = Network(module)
     part = above(net, "features.2", images())
-    with pytest.raises(InputError, match="failed on inputs.*5 channels"):
+    with pytest.raises(InputError, match=r"failed on inputs.*5 channels"):
         part(torch.zeros(2, 5, 16, 16))
     assert untouched(module)
     with pytest.raises(InputError, match="seen no input"):
