@@ -248,9 +248,8 @@ def test_weights_of_additive_attention():
     model = AttentiveBiLSTM(11, hidden=3, width=4).double().eval()
     ids = torch.tensor([[1, 5, 2, 7, 0, 0], [3, 3, 9, 1, 4, 8]])
     with torch.no_grad():
-        keep, x = ids != 0, model.embedding(ids)
-        h = torch.cat([model.forwards(x, keep), model.backwards(x, keep)], -1)
-        a = model.attention
+        keep = ids != 0
+        h, a = model.lstm(model.embedding(ids), keep), model.attention
         scores = torch.tanh(h @ a.hidden.weight.T + a.hidden.bias) @ a.score.weight[0]
         expected = scores.masked_fill(~keep, -torch.inf).softmax(1)
     net = Network(model)

@@ -8,22 +8,24 @@ from torch.nn import functional as F
 
 from nissl.attribution import DeepLIFT, IntegratedGradients
 from nissl.errors import InputError
-from nissl.models.text import LSTM, AttentiveBiLSTM, TextTransformer, Vocabulary, train_classifier
+from nissl.models.text import AttentiveBiLSTM, BiLSTM, TextTransformer, Vocabulary, train_classifier
 from nissl.network import Network
 
 
 def test_the_lstm_is_that_of_torch():
     torch.manual_seed(0)
-    theirs = nn.LSTM(5, 4, batch_first=True, bidirectional=True).double()
-    x, everything = torch.randn(3, 7, 5).double(), torch.ones(3, 7, dtype=torch.bool)
-    expected, _ = theirs(x)
-    for backwards, suffix, units in ((False, "", slice(0, 4)), (True, "_reverse", slice(4, 8))):
-        ours = LSTM(5, 4, backwards).double()
-        w = {k: getattr(theirs, f"{k}_l0{suffix}") for k in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
-        ours.load_state_dict({
-            "input.weight": w["weight_ih"], "input.bias": w["bias_ih"] + w["bias_hh"], "state.weight": w["weight_hh"],
-        })  # fmt: skip
-        torch.testing.assert_close(ours(x, everything), expected[..., units])
+    theirs, ours = nn.LSTM(5, 4, batch_first=True, bidirectional=True).double(), BiLSTM(5, 4).double()
+    x = torch.randn(3, 7, 5).double()
+
+    def gates(name):  # theirs are in, forget, new, out; ours new, in, forget, out
+        both = (getattr(theirs, name), getattr(theirs, f"{name}_reverse"))
+        return [torch.cat([p[i * 4 : i * 4 + 4] for i in (2, 0, 1, 3)]) for p in both]
+
+    ours.load_state_dict({
+        "input.weight": torch.cat(gates("weight_ih_l0")), "state": torch.stack([w.T for w in gates("weight_hh_l0")]),
+        "input.bias": torch.cat(gates("bias_ih_l0")) + torch.cat(gates("bias_hh_l0")),
+    })  # fmt: skip
+    torch.testing.assert_close(ours(x, torch.ones(3, 7, dtype=torch.bool)), theirs(x)[0])
 
 
 @pytest.mark.parametrize("make", [AttentiveBiLSTM, TextTransformer])

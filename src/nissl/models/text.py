@@ -23,42 +23,44 @@ from nissl.arguments import at_least, flag, is_number
 from nissl.errors import InputError
 
 
-class LSTM(nn.Module):
-    """One layer of long short-term memory in one direction, step by step.
+class BiLSTM(nn.Module):
+    """One layer of long short-term memory in both directions, step by step.
 
     Parameters
     ----------
     width, hidden : int
-        Units of the input and of the state.
-    backwards : bool, default False
-        Read from the last token to the first.
+        Units of the input, and of the state in each direction.
 
     References
     ----------
     Hochreiter, Schmidhuber: Long short-term memory (1997).
     """
 
-    def __init__(self, width: int, hidden: int, backwards: bool = False) -> None:
+    def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.input, self.state = nn.Linear(width, 4 * hidden), nn.Linear(hidden, 4 * hidden, bias=False)
-        self.hidden, self.backwards = hidden, backwards
+        self.input = nn.Linear(width, 2 * 4 * hidden)
+        self.state = nn.Parameter(torch.empty(2, hidden, 4 * hidden))
+        self.hidden = hidden
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -(hidden**-0.5), hidden**-0.5)
 
-    def forward(self, x: Float[Tensor, "n t width"], mask: Bool[Tensor, "n t"]) -> Float[Tensor, "n t hidden"]:
-        """States after each token; where the mask is False the state stays as it was."""
-        projected = self.input(x)
-        h = c = x.new_zeros(len(x), self.hidden)
+    def forward(self, x: Float[Tensor, "n t width"], mask: Bool[Tensor, "n t"]) -> Float[Tensor, "n t states"]:
+        """States after each token, forwards and backwards; where the mask is False a state stays as it was."""
+        n, t, _ = x.shape
+        ahead, back = self.input(x).reshape(n, t, 2, -1).unbind(2)
+        h = c = x.new_zeros(n, 2, self.hidden)
         states: list[Tensor] = []
-        steps = range(x.shape[1])
-        for t in reversed(steps) if self.backwards else steps:
-            here, forget, new, out = (projected[:, t] + self.state(h)).chunk(4, 1)
-            updated = torch.sigmoid(forget) * c + torch.sigmoid(here) * torch.tanh(new)
-            shown = torch.sigmoid(out) * torch.tanh(updated)
-            keep = mask[:, t, None]
-            c, h = torch.where(keep, updated, c), torch.where(keep, shown, h)
+        for s in range(t):  # both directions at once: one at token s, the other at token t - 1 - s
+            read = torch.cat([ahead[:, s, None], back[:, t - 1 - s, None]], 1)
+            gates = read + torch.einsum("ndh,dhk->ndk", h, self.state)
+            into, forget, out = torch.sigmoid(gates[..., self.hidden :]).chunk(3, -1)
+            updated = forget * c + into * torch.tanh(gates[..., : self.hidden])
+            keep = torch.stack([mask[:, s], mask[:, t - 1 - s]], 1)[..., None]
+            h = torch.where(keep, out * torch.tanh(updated), h)
+            c = torch.where(keep, updated, c)
             states.append(h[:, None])
-        return torch.cat(states[::-1] if self.backwards else states, 1)
+        forwards, backwards = torch.cat(states, 1)[:, :, 0], torch.cat(states[::-1], 1)[:, :, 1]
+        return torch.cat([forwards, backwards], -1)
 
 
 class AdditiveAttention(nn.Module):
@@ -89,7 +91,7 @@ class AdditiveAttention(nn.Module):
 
 
 class AttentiveBiLSTM(nn.Module):
-    """Token embedding, LSTMs in both directions, additive attention over their states, linear read-out.
+    """Token embedding, an LSTM in both directions, additive attention over their states, linear read-out.
 
     Parameters
     ----------
@@ -115,7 +117,7 @@ class AttentiveBiLSTM(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, width)
-        self.forwards, self.backwards = LSTM(width, hidden), LSTM(width, hidden, backwards=True)
+        self.lstm = BiLSTM(width, hidden)
         self.attention = AdditiveAttention(2 * hidden, uniform)
         self.head = nn.Linear(2 * hidden, n_classes)
         self.padding = padding
@@ -123,9 +125,7 @@ class AttentiveBiLSTM(nn.Module):
     def forward(self, ids: Int[Tensor, "n t"], mask: Bool[Tensor, "n t"] | None = None) -> Float[Tensor, "n classes"]:
         """Logits."""
         keep = ids != self.padding if mask is None else mask
-        x = self.embedding(ids)
-        h = torch.cat([self.forwards(x, keep), self.backwards(x, keep)], -1)
-        return self.head(self.attention(h, keep))
+        return self.head(self.attention(self.lstm(self.embedding(ids), keep), keep))
 
 
 class SelfAttention(nn.Module):

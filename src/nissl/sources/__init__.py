@@ -3,5 +3,9 @@
 from nissl.sources.data import Data, load_data
 from nissl.sources.images import Preprocess, read_image
 from nissl.sources.models import LoadedModel, load_model, load_weights
+from nissl.sources.sentiment import Sentiment, load_sentiment
 
-__all__ = ["Data", "LoadedModel", "Preprocess", "load_data", "load_model", "load_weights", "read_image"]
+__all__ = [
+    "Data", "LoadedModel", "Preprocess", "Sentiment", "load_data", "load_model", "load_sentiment", "load_weights",
+    "read_image",
+]  # fmt: skip
