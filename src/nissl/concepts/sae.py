@@ -315,6 +315,7 @@ def train_sae(
             with torch.no_grad():
                 sae.W_dec.div_(sae.W_dec.norm(dim=1, keepdim=True).clamp(min=1e-12))
             step_done()
+    optimizer.zero_grad()
     with torch.no_grad():
         sae.b_enc.mul_(scale)
         sae.b_dec.mul_(scale)
