@@ -21,7 +21,7 @@ from nissl.attribution.gradients import (
     VarGrad,
 )
 from nissl.attribution.perturbation import RISE, Occlusion
-from nissl.attribution.query_value import QueryValueAttribution, top_layers
+from nissl.attribution.query_value import QueryValueAttribution, plot_query_value, top_layers
 from nissl.attribution.relevance import LRP, DeconvNet, DeepLIFT, GuidedBackprop
 from nissl.attribution.resampling import Bank, Resampling, answer_kl
 from nissl.attribution.sentences import (
@@ -54,7 +54,7 @@ __all__ = [
     "MiniLMEmbedder", "Occlusion", "QueryValueAttribution", "RandomScores", "Received", "ReceiverHeads", "Resampling",
     "Saliency", "ScoreCAM", "Sentence", "ShapleySampling", "SmoothGrad", "TfidfEmbedder", "ThoughtAnchors",
     "Thoughts", "Trace", "VarGrad", "ablate_heads", "answer_kl", "by_tag", "final_answer", "head_edits",
-    "label_by_rules", "last_number", "method", "split_sentences", "top_layers",
+    "label_by_rules", "last_number", "method", "plot_query_value", "split_sentences", "top_layers",
 ]  # fmt: skip
 
 METHODS: dict[str, type[Method]] = {

@@ -163,13 +163,14 @@ class PairQuestion:
             Differentiate at every site of the base run, by the rules.
         """
         sites = self.sites
-        read = tuple(dict.fromkeys((*sites, *more, *([start] if start else []))))
+        shared = [*sites, *([] if start is None else [start])]
+        read = list(dict.fromkeys([*shared, *more]))
         base = Pass(self.base, read=read, of=self.target, wrt=sites if gradient else (), rules=rules)
         if isinstance(self.source, str):
             found = yield base
             acts, scalar = {s: _ablated(found.reads[s], self.source) for s in read}, np.nan
         else:
-            wanted = tuple(dict.fromkeys((*sites, *([start] if start else []))))
+            wanted = list(dict.fromkeys(shared))
             found, other = yield [base, Pass(self.source, read=wanted, of=self.target)]
             acts, scalar = other.reads, float(other.scalar[0])
         for s in sites:
@@ -780,8 +781,10 @@ def _sums(x: np.ndarray, y: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 def _r(sums: np.ndarray) -> Any:
     n, sx, sy, sxx, syy, sxy = np.moveaxis(sums, -1, 0)
+    spread_x, spread_y = n * sxx - sx**2, n * syy - sy**2
+    flat = (spread_x <= 1e-12 * n * sxx) | (spread_y <= 1e-12 * n * syy)  # nothing but rounding is left
     with np.errstate(divide="ignore", invalid="ignore"):
-        return (n * sxy - sx * sy) / np.sqrt((n * sxx - sx**2).clip(0) * (n * syy - sy**2).clip(0))
+        return np.where(flat, np.nan, (n * sxy - sx * sy) / np.sqrt(spread_x.clip(0) * spread_y.clip(0)))
 
 
 def _interval(
@@ -791,7 +794,8 @@ def _interval(
     if n < 2:
         return np.nan, np.nan
     found = statistic(np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), n_resamples))
-    if not np.isfinite(found).any():
+    found = found[np.isfinite(found)]
+    if not len(found):
         return np.nan, np.nan
-    low, high = np.nanquantile(found, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

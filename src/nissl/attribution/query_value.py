@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import xarray as xr
 from jaxtyping import Float, Int
+from matplotlib.figure import Figure
 from torch import Tensor
 
-from nissl.arguments import at_least, flag, instance, is_whole
+from nissl.arguments import as_path, at_least, flag, instance, is_whole
 from nissl.errors import InputError
 from nissl.network import LanguageModel, Pass, Set
 from nissl.network.passes import Inputs, n_rows, rows_of
@@ -249,6 +251,37 @@ def top_layers(
     if not queries:
         raise InputError(f"the value layers {values} leave no layer before them for queries")
     return tuple(queries), tuple(values)
+
+
+def plot_query_value(scores: xr.Dataset, path: str | Path | None = None) -> Figure:
+    """Value and query scores by layer, means over examples.
+
+    Parameters
+    ----------
+    scores : xarray.Dataset
+        What `QueryValueAttribution.attribute` returned.
+    path : path, optional
+        Where to save the picture.
+    """
+    mean = scores.mean("example")
+    layers = mean["layer"].values
+    parts = {p: mean["query_layer"].sel(component=[f"{p}.{i}" for i in layers]).values for p in ("mlp", "attn")}
+    figure = Figure(figsize=(7, 4.4), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+    pairs = (
+        (above, mean["value_layer"].values, mean["attention_layer"].values, "value: growth of log p(answer)"),
+        (below, parts["mlp"], parts["attn"], "query: share of value keys"),
+    )
+    for ax, mlp, attention, label in pairs:
+        ax.axhline(0, color="#777777", linewidth=0.8)
+        ax.bar(layers - 0.2, mlp, 0.4, color="#0072B2", label="MLP")  # Okabe & Ito (2008)
+        ax.bar(layers + 0.2, attention, 0.4, color="#E69F00", label="attention")
+        ax.set_ylabel(label)
+    above.legend(frameon=False)
+    below.set_xlabel("layer")
+    if path is not None:
+        figure.savefig(as_path("path", path), dpi=110)
+    return figure
 
 
 # ---------------------------------------------------------------- what is read

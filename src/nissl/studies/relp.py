@@ -175,9 +175,13 @@ class RandomTransformer(nn.Module):
         g = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for name, p in self.named_parameters():
-                scale = {"embed.weight": 0.3 if planted else 1.0, "positions": 0.3}.get(name, p.shape[-1] ** -0.5)
-                scale *= (1.5 if planted else 2.0) if ".gate" in name or ".up" in name else 1.0
-                scale *= 20.0 if planted and name == "layers.0.mlp.down.weight" else 1.0
+                scale = p.shape[-1] ** -0.5
+                if name in ("embed.weight", "positions"):
+                    scale = 0.3 if planted or name == "positions" else 1.0
+                elif ".gate" in name or ".up" in name:
+                    scale *= 1.5 if planted else 2.0
+                elif planted and name == "layers.0.mlp.down.weight":
+                    scale *= 20
                 p.copy_(scale * torch.randn(p.shape, generator=g, dtype=torch.float64))
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -270,11 +274,17 @@ def _conservation(seeds: list[int]) -> Iterator[dict[str, Any]]:
 
 def _gains(table: pd.DataFrame, where: str, bars: dict[str, float], seed: int) -> Iterator[dict[str, Any]]:
     """RelP minus attribution patching on each seed."""
-    r = table.pivot(index="seed", columns=["kind", "method"], values="r")
+
+    def r(method: str, kind: str) -> np.ndarray:
+        rows = table[(table["method"] == method) & (table["kind"] == kind)]
+        return np.array([v for _, v in sorted(zip(rows["seed"], rows["r"], strict=True))], float)
+
+    def against(other: str, kind: str) -> tuple[float, list[float], float]:
+        found = bootstrap(r("relp", kind) - r(other, kind), seed=seed)
+        return float(found.value), [float(found.low), float(found.high)], float(r(other, kind).mean())
+
     for kind in KINDS:
-        found = bootstrap((r[kind]["relp"] - r[kind]["atp"]).to_numpy(), seed=seed)
-        value, interval = float(found.value), [float(found.low), float(found.high)]
-        baseline = float(r[kind]["atp"].mean())
+        value, interval, baseline = against("atp", kind)
         if kind in bars:
             claim = f"{where}: RelP minus attribution patching, {kind}, at least {bars[kind]:g}"
             yield _row(claim, PAPER[kind], value, interval, baseline, value >= bars[kind] and interval[0] > 0)
@@ -282,10 +292,9 @@ def _gains(table: pd.DataFrame, where: str, bars: dict[str, float], seed: int) -
             claim = f"{where}: RelP is no gain, {kind}, at most {NO_GAIN_IN_ATTENTION:g}"
             yield _row(claim, PAPER[kind], value, interval, baseline, value <= NO_GAIN_IN_ATTENTION)
     for kind in bars:
-        found = bootstrap((r[kind]["relp"] - r[kind]["gradient x activation"]).to_numpy(), seed=seed)
+        value, interval, baseline = against("gradient x activation", kind)
         claim = f"{where}: RelP minus gradient x activation without the difference, {kind}"
-        yield _row(claim, "(control)", float(found.value), [float(found.low), float(found.high)],
-                   float(r[kind]["gradient x activation"].mean()), bool(found.low > 0))  # fmt: skip
+        yield _row(claim, "(control)", value, interval, baseline, interval[0] > 0)
 
 
 def _on_model(
