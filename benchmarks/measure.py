@@ -123,11 +123,11 @@ def count_rows(module: nn.Module, work: Callable[[], Any]) -> int:
     """Rows that went through the network while `work` ran; the same ruler for every contender."""
     rows = 0
 
-    def count(_: nn.Module, args: tuple[Any, ...]) -> None:
+    def count(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal rows
-        rows += len(args[0])
+        rows += next(len(v) for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
 
-    handle = module.register_forward_pre_hook(count)
+    handle = module.register_forward_pre_hook(count, with_kwargs=True)
     try:
         work()
     finally:
