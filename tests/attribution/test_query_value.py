@@ -8,7 +8,7 @@ import torch
 import xarray as xr
 
 from language_families import FAMILIES, tiny
-from nissl.attribution import QueryValueAttribution, top_layers
+from nissl.attribution import QueryValueAttribution, plot_query_value, top_layers
 from nissl.attribution import query_value as qv
 from nissl.errors import InputError
 from nissl.network import LanguageModel, Network, Pass, RelP, target
@@ -318,3 +318,17 @@ def test_an_edited_network_is_scored_with_its_own_weights():
     before, after = (QueryValueAttribution().attribute(x, IDS, [6, 17], runner=runner) for x in (net, changed))
     assert (after.value.values[:, 2, 5] == 0).all()
     assert (before.value.values[:, 2, 5] != 0).all()
+
+
+def test_the_picture_shows_the_means(tmp_path):
+    net = tiny("llama")
+    found = QueryValueAttribution().attribute(net, IDS, [6, 17], runner=Runner(progress=False))
+    figure = plot_query_value(found, tmp_path / "layers.png")
+    above, below = figure.axes
+    heights = [b.get_height() for b in above.containers[0]]
+    np.testing.assert_allclose(heights, found.value_layer.mean("example"))
+    np.testing.assert_allclose(
+        [b.get_height() for b in below.containers[1]],
+        found.query_layer.sel(component=["attn.0", "attn.1", "attn.2"]).mean("example"),
+    )
+    assert (tmp_path / "layers.png").stat().st_size > 1000

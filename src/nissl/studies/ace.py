@@ -352,16 +352,18 @@ def zeroing(
     return np.stack(losses, 1)
 
 
-def on_language_model(network: LanguageModel, seed: int, console: Console, progress: bool) -> list[dict[str, Any]]:
-    """Value neurons, localisation and edits of facts in a language model."""
+def on_language_model(
+    network: LanguageModel, seed: int, console: Console, progress: bool, query: int = 6, value: int = 3
+) -> list[dict[str, Any]]:
+    """Value neurons, localisation (of so many query and value layers) and edits of facts in a language model."""
     runner = Runner(progress=progress)
     facts = known(network, "capital", N_FACTS)
     prompts = [ONE_HOP["capital"][0].format(c[0]) for c, _ in facts]
     tokens = torch.tensor([network.encode(a, special=False)["input_ids"][0, 0] for _, a in facts])
     scores = QueryValueAttribution(layers=8).attribute(network, prompts, tokens.tolist(), runner=runner)
     losses = zeroing(network, prompts, scores, tokens, seed)
-    query, value = top_layers(scores, 6, 3, margin=max(network.anatomy.n_layers // 14, 1))
-    console.print(f"{len(facts)} capitals known of {len(COUNTRIES)}; query layers {query}, value layers {value}")
+    queries, values_at = top_layers(scores, query, value, margin=max(network.anatomy.n_layers // 14, 1))
+    console.print(f"{len(facts)} capitals known of {len(COUNTRIES)}; query layers {queries}, value layers {values_at}")
     ratio = bootstrap(losses[:, 0] - TIMES_RANDOM * losses[:, 1], seed=seed)
     means = losses.mean(0)
     claims = [
@@ -372,7 +374,7 @@ def on_language_model(network: LanguageModel, seed: int, console: Console, progr
             "baseline": float(means[1]), "holds": bool(ratio.low > 0 and means[0] > 0),
         }
     ]  # fmt: skip
-    table = edits(network, query, value, seed, runner, console)
+    table = edits(network, queries, values_at, seed, runner, console)
     summary = table.groupby("method")[["success", "kept", "neighbours", "before", "after", "chains"]].mean()
     console.print(summary)
     for claim, column, least in (
@@ -399,7 +401,7 @@ def on_language_model(network: LanguageModel, seed: int, console: Console, progr
             claims.append({
                 "claim": f"SmolLM2, {len(difference)} facts: {claim}, ACE ({wide['ace'].mean():.2f}) minus {other}",
                 "paper": paper, "ours": float(at.value), "interval": [float(at.low), float(at.high)],
-                "baseline": float(wide[other].mean()),
+                "baseline": float(np.mean(wide[other].to_numpy(float))),
                 "holds": bool(at.low > 0 if column == "chains" else at.low >= -0.05),
             })  # fmt: skip
     return claims
