@@ -1,8 +1,11 @@
 import re
 
 import pytest
+import torch
 
+from language_families import tiny, word_tokenizer
 from nissl.errors import InputError
+from nissl.network import LanguageModel, Pass
 from nissl.sources import tasks
 from nissl.sources.tasks import PromptPairs
 
@@ -10,7 +13,7 @@ GENERATORS = [
     tasks.indirect_object,
     tasks.greater_than,
     lambda n, seed: tasks.greater_than(n, seed, digits=2),
-    tasks.agreement,
+    tasks.subject_verb_agreement,
     tasks.factual_recall,
     lambda n, seed: tasks.factual_recall(n, seed, hops=2, distractors=2),
 ]
@@ -67,7 +70,7 @@ def test_later_years_are_greater(digits):
 
 
 def test_the_verb_agrees_with_the_first_noun():
-    pairs = tasks.agreement(60, seed=0)
+    pairs = tasks.subject_verb_agreement(60, seed=0)
     seen = set()
     for clean, corrupted, (right,), (wrong,), kind in zip(
         pairs.clean, pairs.corrupted, pairs.answers, pairs.wrong, pairs.kinds, strict=True
@@ -80,7 +83,7 @@ def test_the_verb_agrees_with_the_first_noun():
         seen.add((kind, clean.split()[-1].endswith("s")))
     assert len(seen) > 10  # structures, numbers, and both numbers of the noun in between
     with pytest.raises(InputError, match="simple"):
-        tasks.agreement(templates=["passive"])
+        tasks.subject_verb_agreement(templates=["passive"])
 
 
 @pytest.mark.parametrize("hops", [1, 2])
@@ -114,7 +117,7 @@ def test_distractors_are_true_and_about_others():
 
 def test_more_prompts_than_there_are():
     with pytest.raises(InputError, match="different pairs"):
-        tasks.agreement(5000, templates=["simple"])
+        tasks.subject_verb_agreement(5000, templates=["simple"])
 
 
 def test_coding_prompts_name_no_language():
@@ -151,3 +154,75 @@ def test_some_of_the_pairs():
     assert pairs[[5, 1]].answers == (pairs.answers[5], pairs.answers[1])
     with pytest.raises(InputError, match="one pair"):
         pairs[8:]
+
+
+# ---------------------------------------------------------------- with a model
+
+
+@pytest.fixture(scope="module")
+def words():
+    """A tiny model whose tokens are words; names, verbs and punctuation are in its vocabulary."""
+    net = tiny("gpt2")
+    vocabulary = ["the", "a", "b", "c", "x", "y", "gave", "to", "took", "."]
+    return LanguageModel(net.module, word_tokenizer(vocabulary))
+
+
+def pairs(**changed):
+    columns = dict(
+        clean=("a gave x to", "the b took", "a gave y to"),
+        corrupted=("b gave x to", "the c took", "c gave y to"),
+        answers=((" b",), (" x", " y"), (" c",)),
+        wrong=((" a",), (" c",), (" a",)),
+        kinds=("gave", "took", "gave"),
+    )
+    return PromptPairs("t", **{**columns, **changed})
+
+
+def test_aligned_pairs_stay(words):
+    assert pairs().aligned(words) == pairs()
+    groups = pairs().by_length(words)
+    assert [g.clean for g in groups] == [("the b took",), ("a gave x to", "a gave y to")]
+
+
+def test_pairs_that_do_not_fit_the_tokenizer_are_named_or_dropped(words):
+    longer = pairs(corrupted=("b gave x to", "the c c took", "c gave y to"))
+    with pytest.raises(InputError, match="1 of 3 pairs do not fit this tokenizer, first pair 1: 3 tokens"):
+        longer.aligned(words)
+    assert longer.aligned(words, drop=True) == longer[[0, 2]]
+    several = pairs(answers=((" b",), (" x", " x y"), (" c",)))
+    with pytest.raises(InputError, match=r"pair 1: ' x y' is 2 tokens"):
+        several.aligned(words)
+    with pytest.raises(InputError, match="2 of 2"):
+        several[[1, 1]].aligned(words, drop=True)
+
+
+def test_the_target_is_the_logit_difference_or_the_log_odds(words):
+    some = pairs()
+    logits = [words.run(Pass(words.encode(p))).output[0, -1] for p in some.clean]
+    ids = {w: words.token(f" {w}") for w in "abcxy"}
+    expected = [
+        logits[0][ids["b"]] - logits[0][ids["a"]],
+        torch.logaddexp(logits[1][ids["x"]], logits[1][ids["y"]]) - logits[1][ids["c"]],
+        logits[2][ids["c"]] - logits[2][ids["a"]],
+    ]
+    found = some.differences(words)
+    assert found.shape == (3, 2)
+    assert found[:, 0] == pytest.approx([e.item() for e in expected])
+    assert some.target(words).name == "log_odds"
+    single = some[[0, 2]]
+    assert single.target(words).name == "logit_difference"
+    assert single.differences(words)[:, 0] == pytest.approx(found[[0, 2], 0])
+    # all rows of one group at once
+    (together,) = single.by_length(words)
+    answer = words.run(Pass(words.encode(list(together.clean)), of=together.target(words)))
+    assert answer.scalar.tolist() == pytest.approx(found[[0, 2], 0].tolist())
+
+
+@pytest.mark.slow
+def test_smollm2_can_do_the_tasks(smollm2):
+    for make in (tasks.indirect_object, tasks.greater_than, tasks.factual_recall):
+        some = make(16, seed=0).aligned(smollm2, drop=True)
+        difference = some.differences(smollm2)
+        assert len(some) >= 12
+        assert (difference[:, 0] > 0).mean() >= 0.75
+        assert (difference[:, 0] > difference[:, 1]).mean() >= 0.9

@@ -12,7 +12,7 @@ from nissl.attribution.patching import (
     Nodes,
     RelevancePatching,
     agreement,
-    gain,
+    agreement_gain,
     nodes_of,
     patch,
 )
@@ -415,9 +415,9 @@ def test_gain_is_the_difference_of_correlations_on_the_same_resamples():
     g = np.random.default_rng(2)
     truth = g.normal(size=(10, 3, 4))
     good, bad = truth + 0.1 * g.normal(size=truth.shape), truth + 2 * g.normal(size=truth.shape)
-    row = gain(dataset(good), dataset(bad), dataset(truth)).iloc[0]
+    row = agreement_gain(dataset(good), dataset(bad), dataset(truth)).iloc[0]
     r = [agreement(dataset(x), dataset(truth)).iloc[0]["r_changed"] for x in (good, bad)]
     assert row["gain"] == pytest.approx(r[0] - r[1])
     assert 0 < row["low"] < row["gain"] < row["high"]
-    same = gain(dataset(good), dataset(good), dataset(truth)).iloc[0]
+    same = agreement_gain(dataset(good), dataset(good), dataset(truth)).iloc[0]
     assert (same["gain"], same["low"], same["high"]) == (0, 0, 0)

@@ -12,6 +12,14 @@ from nissl.attribution.attention import AttentionFlow, AttentionRollout, Attenti
 from nissl.attribution.base import Method
 from nissl.attribution.baselines import EdgeDetector, RandomScores
 from nissl.attribution.cams import AblationCAM, GradCAM, GradCAMPlusPlus, LayerCAM, ScoreCAM
+from nissl.attribution.circuits import (
+    EdgePatching,
+    FeaturePatching,
+    Graph,
+    SparseAutoencoder,
+    edge_circuit,
+    feature_circuit,
+)
 from nissl.attribution.gradients import (
     ExpectedGradients,
     InputXGradient,
@@ -19,6 +27,18 @@ from nissl.attribution.gradients import (
     Saliency,
     SmoothGrad,
     VarGrad,
+)
+from nissl.attribution.patching import (
+    ActivationPatching,
+    AttributionPatching,
+    NodeIntegratedGradients,
+    Nodes,
+    Patching,
+    RelevancePatching,
+    agreement,
+    agreement_gain,
+    nodes_of,
+    patch,
 )
 from nissl.attribution.perturbation import RISE, Occlusion
 from nissl.attribution.query_value import QueryValueAttribution, plot_query_value, top_layers
@@ -45,16 +65,20 @@ from nissl.attribution.thoughts import (
     ablate_heads,
     head_edits,
 )
+from nissl.attribution.tracing import Choice, TraceResult, choose_approximation, plot_nodes, trace
 from nissl.errors import InputError
 
 __all__ = [
-    "LIME", "LRP", "METHODS", "RISE", "AblationCAM", "AttentionFlow", "AttentionRollout", "AttentionSuppression",
-    "AttentionWeights", "Bank", "DeconvNet", "DeepLIFT", "EdgeDetector", "ExpectedGradients", "GradCAM",
-    "GradCAMPlusPlus", "GuidedBackprop", "InputXGradient", "IntegratedGradients", "KernelSHAP", "LayerCAM", "Method",
-    "MiniLMEmbedder", "Occlusion", "QueryValueAttribution", "RandomScores", "Received", "ReceiverHeads", "Resampling",
-    "Saliency", "ScoreCAM", "Sentence", "ShapleySampling", "SmoothGrad", "TfidfEmbedder", "ThoughtAnchors",
-    "Thoughts", "Trace", "VarGrad", "ablate_heads", "answer_kl", "by_tag", "final_answer", "head_edits",
-    "label_by_rules", "last_number", "method", "plot_query_value", "split_sentences", "top_layers",
+    "LIME", "LRP", "METHODS", "RISE", "AblationCAM", "ActivationPatching", "AttentionFlow", "AttentionRollout",
+    "AttentionSuppression", "AttentionWeights", "AttributionPatching", "Bank", "Choice", "DeconvNet", "DeepLIFT",
+    "EdgeDetector", "EdgePatching", "ExpectedGradients", "FeaturePatching", "GradCAM", "GradCAMPlusPlus", "Graph",
+    "GuidedBackprop", "InputXGradient", "IntegratedGradients", "KernelSHAP", "LayerCAM", "Method", "MiniLMEmbedder",
+    "NodeIntegratedGradients", "Nodes", "Occlusion", "Patching", "QueryValueAttribution", "RandomScores", "Received",
+    "ReceiverHeads", "RelevancePatching", "Resampling", "Saliency", "ScoreCAM", "Sentence", "ShapleySampling",
+    "SmoothGrad", "SparseAutoencoder", "TfidfEmbedder", "ThoughtAnchors", "Thoughts", "Trace", "TraceResult",
+    "VarGrad", "ablate_heads", "agreement", "agreement_gain", "answer_kl", "by_tag", "choose_approximation",
+    "edge_circuit", "feature_circuit", "final_answer", "head_edits", "label_by_rules", "last_number", "method",
+    "nodes_of", "patch", "plot_nodes", "plot_query_value", "split_sentences", "top_layers", "trace",
 ]  # fmt: skip
 
 METHODS: dict[str, type[Method]] = {

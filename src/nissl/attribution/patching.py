@@ -713,7 +713,7 @@ def agreement(
     return pd.DataFrame(rows)
 
 
-def gain(
+def agreement_gain(
     scores: xr.Dataset,
     baseline: xr.Dataset,
     truth: xr.Dataset,

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nissl.arguments import at_least, flag
+from nissl.arguments import at_least, flag, instance
 from nissl.errors import InputError
-from nissl.network import Pass, Target, target
-
-if TYPE_CHECKING:
-    from nissl.network import LanguageModel
+from nissl.network import LanguageModel, Pass, Target, target
 
 Texts = tuple[str, ...]
 
@@ -87,6 +84,7 @@ class PromptPairs:
         InputError
             A pair does not fit (all, if `drop`); says which and why.
         """
+        instance("network", network, LanguageModel)
         flag("drop", drop)
         clean, corrupted = _lengths(network, self.clean), _lengths(network, self.corrupted)
         faults: dict[int, str] = {}
@@ -294,7 +292,9 @@ AGREEMENT_TEMPLATES: dict[str, str] = {
 }
 
 
-def agreement(n: int = 16, seed: int = 0, templates: Sequence[str] = tuple(AGREEMENT_TEMPLATES)) -> PromptPairs:
+def subject_verb_agreement(
+    n: int = 16, seed: int = 0, templates: Sequence[str] = tuple(AGREEMENT_TEMPLATES)
+) -> PromptPairs:
     """Subject-verb agreement: the verb follows the subject's number, whatever noun stands in between.
 
     The corrupted prompt has the subject in the other number. The noun in between is singular or plural at random.

@@ -26,14 +26,13 @@ from nissl.attribution.patching import (
     Patching,
     RelevancePatching,
     agreement,
-    gain,
+    agreement_gain,
     patch,
 )
 from nissl.errors import MissingExtraError
 from nissl.network import LanguageModel, Network, RelP, target
 from nissl.runner import Runner
-from nissl.sources.tasks import PromptPairs, indirect_object
-from nissl.sources.tasks import agreement as verbs
+from nissl.sources.tasks import PromptPairs, indirect_object, subject_verb_agreement
 from nissl.trust.statistics import bootstrap
 
 CONSERVED = 1e-9
@@ -88,7 +87,7 @@ def run(quick: bool = False, seed: int = 0, progress: bool = True) -> list[dict[
     except MissingExtraError as error:
         warnings.warn(f"the claims on SmolLM2 are not measured: {error}", stacklevel=2)
         return claims
-    for pairs in (indirect_object(16, seed), verbs(16, seed)):
+    for pairs in (indirect_object(16, seed), subject_verb_agreement(16, seed)):
         found, truth, kept = on_model(model, pairs, seed=seed, progress=progress)
         where = f"SmolLM2, {kept.task}"
         tables = [agreement(s, truth, seed=seed).assign(method=name) for name, s in found.items()]
@@ -306,7 +305,7 @@ def _on_model(
         claim = f"{where}: Pearson of RelP with patching, {kind}, at least {REAL:g}"
         yield _row(claim, PAPER[kind], row["r_changed"], [row["low_changed"], row["high_changed"]],
                    rows["atp", kind]["r_changed"], row["r_changed"] >= REAL)  # fmt: skip
-    won = gain(found["relp"], found["atp"], truth, seed=seed).to_dict("records")
+    won = agreement_gain(found["relp"], found["atp"], truth, seed=seed).to_dict("records")
     for row in won:
         claim = f"{where}: RelP minus attribution patching, {row['kind']}, above 0"
         yield _row(claim, PAPER[row["kind"]], row["gain"], [row["low"], row["high"]],
@@ -314,7 +313,7 @@ def _on_model(
     n_won = sum(row["gain"] > 0 for row in won)
     yield _row(f"{where}: kinds on which RelP is above attribution patching, at least {KINDS_WON}", "2 of 3", n_won, None,
                0, n_won >= KINDS_WON)  # fmt: skip
-    for row in gain(found["relp+ah"], found["relp"], truth, seed=seed).to_dict("records"):
+    for row in agreement_gain(found["relp+ah"], found["relp"], truth, seed=seed).to_dict("records"):
         claim = f"{where}: the attention rule does not help RelP, {row['kind']} (difference)"
         yield _row(claim, "off in the authors' code", row["gain"], [row["low"], row["high"]],
                    rows["relp", row["kind"]]["r_changed"], row["low"] <= 0)  # fmt: skip
