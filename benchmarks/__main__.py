@@ -62,12 +62,18 @@ def missing(name: str) -> list[str]:
     return [p for p in NEEDS[CASES[name]] if importlib.util.find_spec(p) is None]
 
 
+def has(python: str, packages: list[str]) -> bool:
+    """Whether another Python holds the packages."""
+    code = f"import importlib.util as u; raise SystemExit(not all(map(u.find_spec, {packages!r})))"
+    return subprocess.run([python, "-c", code], capture_output=True).returncode == 0
+
+
 def elsewhere(name: str, given: argparse.Namespace) -> Result:
     """A case measured, both sides of it, by the Python that holds its peer."""
-    python = os.environ.get(PEER_PYTHON)
+    python = next((p for p in os.environ.get(PEER_PYTHON, "").split(os.pathsep) if p and has(p, missing(name))), None)
     if not python:
         lacks = ", ".join(missing(name))
-        hint = f"set {PEER_PYTHON} to a Python that has it (benchmarks/requirements-zennit.txt)"
+        hint = f"set {PEER_PYTHON} to a Python that has it, or to several (benchmarks/README.md)"
         return Result(name, lacks, None, "", skipped=f"{lacks} is not installed here; {hint}")
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "result.json"

@@ -129,7 +129,7 @@ def steer(
     if save is not None:
         found.steering.save(save)
     summary = {"strength": found.strength, "layers": list(found.layers), "prompts": table.to_dict("records")}
-    _answer({**summary, "report": report}, table[["prompt", "before", "after"]], f"{lead}\n", as_json, report)
+    _answer({**summary, "report": report}, table.drop(columns=numbers.columns[1:]), f"{lead}\n", as_json, report)
 
 
 def edit(
@@ -225,9 +225,9 @@ def neurons(
     vocabulary = NeuronVocabulary()
     table = vocabulary.search(network, concept, by=by, n=n, progress=not as_json)
     words = []
-    for r in table.itertuples():
-        decoded = vocabulary.decode(network, [int(r.layer)], 8, units=[int(r.unit)], progress=False)
-        side = "token" if r.sign > 0 else "opposite"
+    for layer, unit, sign in zip(table["layer"], table["unit"], table["sign"], strict=True):
+        decoded = vocabulary.decode(network, [int(layer)], 8, units=[int(unit)], progress=False)
+        side = "token" if sign > 0 else "opposite"
         words.append(" ".join(_visible(t) for t in network.strings(decoded[side].values[0, 0])))
     table = table.assign(tokens=words)
     sections = [
@@ -236,11 +236,11 @@ def neurons(
     ]  # fmt: skip
     summary: dict[str, Any] = {"concept": concept, "neurons": table.to_dict("records")}
     if prompt:
-        chosen = [(int(r.layer), int(r.unit)) for r in table.head(clamped).itertuples()]
+        chosen = [(int(a), int(b)) for a, b in zip(table["layer"][:clamped], table["unit"][:clamped], strict=True)]
         curve = clamp_curve(
             network, prompt, concept_tokens(network, concept), chosen, runner=Runner(progress=not as_json)
         )
-        means = curve.groupby(["layer", "unit", "factor"], sort=False)[["value", "gain"]].mean().reset_index()
+        means = curve.pivot_table(["value", "gain"], ["layer", "unit", "factor"]).reset_index()
         best = means.sort_values("gain", ascending=False).drop_duplicates(["layer", "unit"]).reset_index(drop=True)
         sections.append(
             Section("Clamped", "Gain in the log probability of the word while the neuron is held at a value, in standard deviations "

@@ -173,6 +173,9 @@ PAPERS: tuple[Paper, ...] = (
         "attribution",
         "Asks whether attributions and attention weights rank the tokens of a text alike, finds that they hardly "
         "do, and concludes that rank agreement is no measure of truth.",
+        object="nissl.trust.AttributionAgreement",
+        study="nissl.studies.xai_agreement",
+        status="works",
     ),
     Paper(
         "lm-head-neurons",
@@ -192,6 +195,9 @@ PAPERS: tuple[Paper, ...] = (
         "concepts",
         "Splits the hidden activations of a transformer's MLP into a signed dictionary of neuron groups and "
         "nonnegative weights that say which inputs use them.",
+        object="nissl.concepts.SemiNMF",
+        study="nissl.studies.snmf",
+        status="works",
     ),
     Paper(
         "craft",

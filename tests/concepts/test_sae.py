@@ -31,6 +31,10 @@ def test_features_are_those_of_the_definitions():
         largest = set(row.argsort(descending=True)[:3].tolist())
         assert all(float(kept[j]) == pytest.approx(max(float(row[j]), 0) if j in largest else 0) for j in range(9))
     t = torch.linspace(0, 2, 9)
+    jump = SAE(**w, kind="jumprelu", threshold=t, centred=True)
+    assert torch.allclose(jump.encode(x), torch.where(p > t, p, 0.0).clamp(min=0))
+    # published ones do not take the decoder's bias off
+    p = x @ w["W_enc"] + w["b_enc"]
     assert torch.allclose(SAE(**w, kind="jumprelu", threshold=t).encode(x), torch.where(p > t, p, 0.0).clamp(min=0))
     assert torch.equal(relu.directions, w["W_dec"])
     # both ends of a dictionary are differentiable

@@ -361,7 +361,7 @@ def test_rescale_of_softmax_is_that_of_its_parts() -> None:
     expected = slope * (weights * (1 / s + 1 / s0) / 2 - (weights * (e + e0) / 2).sum() / (s * s0))
     assert gap(g[:1], expected) < 1e-14
     far = paired(torch.tensor([[300.0, 0.0]]), torch.tensor([[0.0, 300.0]]))  # more than single precision can hold
-    y, g, _ = modified(Rescale(), lambda v: v.softmax(-1)[:, 0], far)
+    _, g, _ = modified(Rescale(), lambda v: v.softmax(-1)[:, 0], far)
     assert torch.isfinite(g).all()
     assert abs(float((g[0] * (far[0] - far[1])).sum()) - 1) < 1e-6
 

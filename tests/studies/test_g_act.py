@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import xarray as xr
 
 from nissl.intervention import GACT, Refinement
 from nissl.network import LanguageModel
@@ -53,23 +54,34 @@ def test_with_one_cluster_it_is_the_single_direction_and_seeds_repeat():
 
 def found_for(change, random, shares, fluency, online, frozen):
     base = np.zeros(12)
-    margins = {"none": base, "G-ACT": base + change, "difference of means": base + 1.0}
+    margins = {"none": base, "G-ACT": base + change, "difference of means": base + 1.0, "ACT": base}
     table = pd.DataFrame(shares, index=["c++", "python"]).T
     refinement = Refinement(
         torch.tensor([[[0.9, 0.1]]]).expand(12, 4, 2), torch.tensor(online).long()[None].expand(12, 4)
     )
     config_free = GACT.__new__(GACT)
-    return g_act.CodeStudy(margins, np.array(random), config_free, refinement, np.array(frozen), table, fluency, {})
+    accuracy = xr.DataArray(frozen, dims="layer", coords={"majority": ("layer", [0.9] * 4)})
+    return g_act.CodeStudy(margins, np.array(random), config_free, refinement, accuracy, table, fluency, {}, {})
 
 
 def test_claims_about_code_hold_only_where_they_should():
     spread = np.linspace(-0.1, 0.1, 12)
     good = found_for(2 + spread, [0.1] * 19 + [0.5], {"none": [0, 1], "G-ACT": [0.5, 0.5]},
                      {"none": np.ones(12), "G-ACT": np.full(12, 1.2)}, [0, 0, 0, 0], [0.5, 0.6, 0.7, 0.8])  # fmt: skip
-    assert [c["holds"] for c in g_act.code_claims(good, 0)] == [True] * 7
+    assert [c["holds"] for c in g_act.code_claims(good, 0)] == [True] * 9
     bad = found_for(-0.5 + spread, [0.1] * 20, {"none": [0.5, 0.5], "G-ACT": [0.5, 0.5]},
                     {"none": np.ones(12), "G-ACT": np.full(12, 3.0)}, [1, 1, 1, 1], [0.5, 0.6, 0.7, 0.8])  # fmt: skip
-    assert [c["holds"] for c in g_act.code_claims(bad, 0)] == [False, False, True, False, False, False, False]
+    assert [c["holds"] for c in g_act.code_claims(bad, 0)] == [
+        False,
+        False,
+        True,
+        False,
+        False,
+        False,
+        False,
+        False,
+        False,
+    ]
     assert good.summary().loc["G-ACT", "prompts on which it rises"] == 12
     json.dumps(g_act.code_claims(bad, 0))
 
@@ -94,13 +106,13 @@ def test_the_code_study_runs_on_a_small_model():
         network = LanguageModel(LlamaForCausalLM(config), Characters())
     found = g_act.on_code(network, n_random=2, n_repeats=2, max_tokens=3, kl=0.02)
     assert set(found.margins) | set(found.failed) == {
-        "none", "G-ACT", "G-ACT, all layers", "difference of means", "ACT", "static neuron", "static neuron by effect",
+        "none", "G-ACT", "difference of means", "ACT", "static neuron", "static neuron by effect",
     }  # fmt: skip
     assert all(m.shape == (12,) and np.isfinite(m).all() for m in found.margins.values())
     assert found.refinement.labels.shape == (12, 4)
     assert found.random.shape == (2,)
     np.testing.assert_allclose(found.shares.sum(axis=1), 1.0)
-    assert len(g_act.code_claims(found, 0)) == 7
+    assert len(g_act.code_claims(found, 0)) == 9
 
 
 @pytest.mark.slow

@@ -42,8 +42,8 @@ class SAE(nn.Module):
         For ``topk``: features of a token.
     threshold : Tensor (k,), optional
         For ``jumprelu``.
-    centred : bool, default True
-        Whether b_dec is taken off before encoding.
+    centred : bool, optional
+        Whether b_dec is taken off before encoding; by default it is, except for ``jumprelu``.
 
     Raises
     ------
@@ -67,7 +67,7 @@ class SAE(nn.Module):
         kind: str = "relu",
         active: int | None = None,
         threshold: Tensor | None = None,
-        centred: bool = True,
+        centred: bool | None = None,
     ) -> None:
         super().__init__()
         if W_dec.ndim != 2 or tuple(W_enc.shape) != tuple(W_dec.shape)[::-1]:
@@ -98,7 +98,8 @@ class SAE(nn.Module):
         self.b_enc, self.b_dec = nn.Parameter(b_enc.float().clone()), nn.Parameter(b_dec.float().clone())
         self.threshold: Tensor | None
         self.register_buffer("threshold", None if threshold is None else threshold.detach().float().clone())
-        self.kind, self.active, self.centred = kind, active, centred
+        self.kind, self.active = kind, active
+        self.centred = kind != "jumprelu" if centred is None else centred
 
     def extra_repr(self) -> str:
         """Kind and sizes."""
@@ -214,7 +215,8 @@ class SAE(nn.Module):
         threshold = held.get("threshold")
         kind = kind or about.get("kind") or ("relu" if threshold is None else "jumprelu")
         active = active or (int(about["active"]) if about.get("active") else None)
-        centred = centred if centred is not None else about.get("centred", "1") == "1"
+        if centred is None and "centred" in about:
+            centred = about["centred"] == "1"
         return cls(**found, kind=kind, active=active, threshold=threshold, centred=centred)
 
 

@@ -262,9 +262,8 @@ class NeuronVocabulary:
             rows = rows[index.to(rows.device)]
         if self.fold == "none":
             return rows
-        gains, centred = _gains(
-            network, network.anatomy.site(*(("mlp_in", layer) if self.fold == "input" else ("final",))), rows.shape[1]
-        )
+        site = network.anatomy.site("mlp_in", layer) if self.fold == "input" else network.anatomy.site("final")
+        gains, centred = _gains(network, site, rows.shape[1])
         gains = gains.to(rows.device)
         if self.fold == "input":
             rows = rows * gains
@@ -626,7 +625,7 @@ def plot_clamps(curve: pd.DataFrame, path: str | Path | None = None) -> Figure:
     -------
     matplotlib.figure.Figure
     """
-    means = curve.groupby(["layer", "unit", "factor"], sort=False)["gain"].mean().reset_index()
+    means = curve.pivot_table("gain", ["layer", "unit", "factor"]).reset_index()
     figure = Figure(figsize=(6.4, 3.4), layout="constrained")
     axes = figure.add_subplot()
     colours, markers = (

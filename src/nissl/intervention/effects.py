@@ -478,7 +478,7 @@ def plot_margins(
         ax.plot(change, np.full(len(change), row), "o", color=_BLUE, alpha=0.5, markersize=4, linestyle="none")
         ax.plot(change.mean(), row, marker="D", color=_ORANGE, markersize=7, linestyle="none")
     ax.set_yticks(range(len(names)), names)
-    ax.invert_yaxis()
+    ax.set_ylim(len(names) - 0.5, -0.5)
     ax.set_xlabel("change of the log odds, nats (diamond: mean)")
     return _saved(figure, path)
 

@@ -77,10 +77,11 @@ class NeurofeedbackAxis(BaseEstimator):
             if y is None:
                 raise ValueError("kind='lr' requires y to be passed, but the target y is None")
             X, y = validate_data(self, X, y, dtype=np.float64)
+            X, y = np.asarray(X), np.asarray(y)
             if len(np.unique(y)) != 2:
                 raise ValueError(f"kind='lr' needs two classes, y has {len(np.unique(y))}")
             model = LogisticRegression(max_iter=1000).fit(X, y)
-            weights, self.offset_ = model.coef_[0], -float(model.intercept_[0])
+            weights, self.offset_ = np.asarray(model.coef_)[0], -float(np.asarray(model.intercept_)[0])
         elif self.kind == "pc":
             X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
             most = min(X.shape[0] - 1, X.shape[1])
@@ -187,7 +188,7 @@ class LanguageSubject:
     # ---- text
 
     def _text(self, turns: Sequence[tuple[str, str]]) -> str:
-        tokenizer = self.network.tokenizer
+        tokenizer: Any = self.network.tokenizer
         if getattr(tokenizer, "chat_template", None):
             chat = [{"role": role, "content": content} for role, content in turns]
             return tokenizer.apply_chat_template(chat, tokenize=False)
@@ -195,7 +196,8 @@ class LanguageSubject:
 
     def _tokens(self, text: str) -> tuple[list[int], np.ndarray]:
         try:
-            found = self.network.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            tokenizer: Any = self.network.tokenizer
+            found: Any = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         except (NotImplementedError, TypeError, AttributeError) as error:
             raise InputError(
                 "neurofeedback needs a fast tokenizer, which tells where in the text tokens lie"
@@ -248,7 +250,7 @@ class LanguageSubject:
         digits = [self._digit(d) for d in self._digits(levels)]
         places, at = [], 0
         for i in order:
-            at = text.index(f"[Score: {{{labels[i]}}}]", text.index(self.sentences[i], at)) + len("[Score: {")
+            at = text.index(f"[Score: {{{labels[i]}}}]", text.index(str(self.sentences[i]), at)) + len("[Score: {")
             hits = np.nonzero((offsets[:, 0] == at) & (offsets[:, 1] == at + 1))[0]
             if not len(hits) or ids[hits[-1]] != digits[self._digits(levels).index(int(labels[i]))]:
                 raise InputError(
@@ -269,7 +271,7 @@ class LanguageSubject:
 
     def act(
         self, order: np.ndarray, labels: np.ndarray, level: int, levels: int, item: int, mode: Mode, seed: int
-    ) -> Asking[np.ndarray]:
+    ) -> Generator[Any, Any, np.ndarray]:
         """See `Subject`; implicitly the sentence `item` is put into the model's mouth, explicitly it writes its own."""
         turns = [*self._shown(order, labels, levels), ("user", IMITATE.format(level=level))]
         if mode == "implicit":
@@ -378,12 +380,12 @@ def final_accuracy(reported: xr.Dataset, last: float = 1 / 6, level: float = 0.9
     n = reported.sizes["n_shown"]
     tail = reported.isel(n_shown=slice(n - max(1, round(n * last)), n))
     table = pd.DataFrame({k: tail[k].values.reshape(-1) for k in ("correct", "item", "label")})
-    by_item = table.groupby("item")["correct"].mean()
+    by_item = np.array([rows["correct"].mean() for _, rows in table.groupby("item")])
     p, k, z = float(by_item.mean()), len(by_item), float(norm.ppf((1 + level) / 2))
     centre, half = p + z**2 / (2 * k), z * np.sqrt(p * (1 - p) / k + z**2 / (4 * k**2))
     return {
         "accuracy": p, "low": (centre - half) / (1 + z**2 / k), "high": (centre + half) / (1 + z**2 / k), "n_items": k,
-        "balanced": float(table.groupby("label")["correct"].mean().mean()),
+        "balanced": float(np.mean([rows["correct"].mean() for _, rows in table.groupby("label")])),
     }  # fmt: skip
 
 
@@ -567,8 +569,8 @@ def control_precision(controlled: xr.Dataset) -> Float[np.ndarray, " layer"]:
     found = []
     for _, rows in table.groupby("layer"):
         others = rows.loc[rows["axis"].str.startswith("pc") | rows["axis"].str.isdigit(), "d"].abs()
-        on_target = float(rows.loc[rows["target"], "d"].abs().iloc[0])
-        mean = float((others if len(others) else rows["d"].abs()).mean())
+        on_target = float(np.abs(rows["d"].to_numpy()[rows["target"].to_numpy()])[0])
+        mean = float(np.mean(others.to_numpy() if len(others) else rows["d"].abs().to_numpy()))
         found.append(on_target / mean if mean > 0 else np.nan)
     return np.array(found)
 

@@ -154,10 +154,11 @@ def anatomy_of(module: nn.Module) -> Anatomy:
 
     What is not recognised is left out, so that an unknown model has an Anatomy that says what is missing.
     """
-    config = getattr(module, "config", None)
+    config: Any = getattr(module, "config", None)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     family = str(getattr(config, "model_type", type(module).__name__))
     names = dict(module.named_modules())
+    sizes: dict[str, Any] = dict(_sizes(config))
     places: dict[str, str] = {}
     matrices: dict[str, tuple[str, bool]] = {}
 
@@ -183,7 +184,7 @@ def anatomy_of(module: nn.Module) -> Anatomy:
     put("final", norm, ":in", matrix=False)
     stack = first(_LAYERS) or next((n for n, m in names.items() if _is_stack(m)), None)
     if stack is None:
-        return Anatomy(family, **_sizes(config), places=places, matrices=matrices)
+        return Anatomy(family, **sizes, places=places, matrices=matrices)
     layers = names[stack]
     assert isinstance(layers, nn.ModuleList)
     one, block = f"{stack}.0.", f"{stack}.{{layer}}"
@@ -224,7 +225,7 @@ def anatomy_of(module: nn.Module) -> Anatomy:
         out = "post_feedforward_layernorm" if sandwich else "mlp" if f"{one}mlp" in names else down
         put("mlp_out", f"{block}.{out}", matrix=False)
     places = {role: places[role] for role in ROLES if role in places}
-    sizes = {**_sizes(config), "n_layers": len(layers)}
+    sizes["n_layers"] = len(layers)
     if "down" in matrices:
         name, turned = matrices["down"]
         weight = names[name.format(layer=0).removesuffix(".weight")].weight

@@ -82,7 +82,8 @@ class LanguageModel(Network):
             raise InputError(f"the tokenizer must be one of transformers, got {type(tokenizer).__name__}")
         super().__init__(model, device=device, dtype=dtype, autocast=autocast, name=name)
         self.tokenizer = tokenizer
-        self.config: Any = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+        config: Any = model.config
+        self.config: Any = config.get_text_config() if hasattr(config, "get_text_config") else config
         self.anatomy: Anatomy = anatomy_of(model)
         self._taken = set(inspect.signature(model.forward).parameters)
 
@@ -327,7 +328,9 @@ class LanguageModel(Network):
     def attention(self, modules: Iterable[nn.Module], found: Found) -> Iterator[None]:
         """Scores and patterns go through a function, by transformers' attention interface; see `Network.attention`."""
         wanted = set(modules)
-        configs = {id(c): c for m in self.modules() if hasattr(c := getattr(m, "config", None), "_attn_implementation")}
+        configs: dict[int, Any] = {
+            id(c): c for m in self.modules() if hasattr(c := getattr(m, "config", None), "_attn_implementation")
+        }
         before = [(c, c._attn_implementation) for c in configs.values()]
         token = _found.set(lambda m, part, t: found(m, part, t) if m in wanted else t)
         _register()

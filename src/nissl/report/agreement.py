@@ -52,7 +52,9 @@ def agreement_figure(found: xr.Dataset, measure: str | None = None, title: str |
         axis.spines[:].set_visible(False)
         for (i, j), value in np.ndenumerate(values):
             text, colour = (
-                ("–", "black") if np.isnan(value) else (f"{value:.2f}", "white" if abs(value) > 0.7 else "black")
+                ("–", "black")
+                if np.isnan(value)
+                else (f"{round(value, 2) + 0.0:.2f}", "white" if abs(value) > 0.7 else "black")
             )
             axis.text(j, i, text, ha="center", va="center", color=colour, fontsize=8)
     axes[0].set_title(title or f"Mean agreement ({measure})", loc="left", fontsize=10)

@@ -378,7 +378,7 @@ class _Drive:
         # but their target are one pass.
         late = question.of if question.of is not None and not question.wrt and question.of.site is None else None
         if late is not None:
-            question = question.without_target()
+            question = question.without_target()  # pyright: ignore[reportAttributeAccessIssue]  # a Rollout has none
         content = question.content_key()
         key = None if content is None else f"{self._fingerprint(network)}-{content}"
         if key is not None:
@@ -478,7 +478,8 @@ class _Drive:
     @staticmethod
     def _nonfinite(ticket: _Ticket, rows: slice, answer: Answer) -> NonFiniteError | None:
         try:
-            ticket.network.require_finite(ticket.question[rows], answer)
+            question = ticket.question[rows]
+            ticket.network.require_finite(question.prompt if isinstance(question, Rollout) else question, answer)
         except NonFiniteError as error:
             r = ticket.waiting[0][0]
             return NonFiniteError(f"{error} ({r.job.name}, {r.job.key})")

@@ -124,7 +124,7 @@ def _llama(d: int, v: int, layers: int, neurons: int, seed: int) -> LanguageMode
     g = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(config).eval()
+        model: Any = LlamaForCausalLM(config).eval()
     with torch.no_grad():
         model.lm_head.weight.copy_(
             torch.randn(v, d, generator=g) / d**0.5 * (0.2 * torch.randn(v, 1, generator=g)).exp()
@@ -194,9 +194,9 @@ def clamped(network: LanguageModel, word: str, prompts: tuple[str, ...], seed: i
     neurons = [(layer, int(best.unit)), *((layer, int(u)) for u in drawn if u != best.unit)]
     curve = clamp_curve(network, prompts, concept_tokens(network, word), neurons, runner=Runner(progress=progress))
     # the best value of each neuron is chosen on its mean gain, for random ones too
-    gains = curve.groupby(["unit", "factor"])["gain"].mean().groupby("unit").max()
-    random = gains.drop(int(best.unit))
-    return {"gain": float(gains[int(best.unit)]), "random": float(np.percentile(random, 95))}
+    gains = curve.pivot_table("gain", "factor", "unit").max().to_dict()
+    own = gains.pop(int(best.unit))
+    return {"gain": own, "random": float(np.percentile(list(gains.values()), 95))}
 
 
 def full_size(progress: bool = True, neurons: int = 1024) -> tuple[float, float]:

@@ -82,7 +82,7 @@ def run(quick: bool = False, seed: int = 0, progress: bool = True) -> list[dict[
         found.setdefault("accuracy", []).append(accuracy)
         measured = on_ledgers(
             network,
-            n=24 if quick else 48,
+            n=20 if quick else 48,
             sampled=3 if quick else 8,
             samples=60 if quick else 100,
             seed=s,
@@ -187,13 +187,13 @@ def trained(seed: int, steps: int = 500, rate: float = 4e-3) -> LanguageModel:
     return LanguageModel(model.eval(), tokenizer(), name="ledger transformer")
 
 
-def trace_of(ids: Sequence[int]) -> Trace:
+def trace_of(ids: np.ndarray) -> Trace:
     """A written ledger as a Trace; the prompt is apart."""
     words = [_WORDS[i] for i in ids if _WORDS[i] != "<end>"]
     return Trace.of(" ".join(words[_PROMPT:]), prompt=" ".join(words[:_PROMPT]) + " ", shortest=5)
 
 
-def used_of(ids: Sequence[int]) -> list[int]:
+def used_of(ids: np.ndarray) -> list[int]:
     """The letters that the prompt names, as numbers: these sentences of the ledger matter."""
     return [int(i) - _ID["a"] for i in ids[1:3]]
 
@@ -206,7 +206,7 @@ def totals_right(network: LanguageModel, ids: np.ndarray, edits: Sequence[Any]) 
     return float((output[:, places - 1].argmax(-1).cpu() == torch.from_numpy(ids)[:, places]).float().mean())
 
 
-def exact_importance(ids: Sequence[int], smoothing: float, samples: int) -> np.ndarray:
+def exact_importance(ids: np.ndarray, smoothing: float, samples: int) -> np.ndarray:
     """Resampling importance of the sentences that give values, in nats, as it follows from the task.
 
     Values and choices are drawn evenly; the expected counts of `samples` texts are smoothed as those of texts are.

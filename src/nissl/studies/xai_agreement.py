@@ -2,12 +2,13 @@
 
 Measured on a synthetic task whose truth is known, with a BiLSTM with additive attention and a small transformer, and on
 rated sentences of film reviews where their archive lies in the current folder. The thresholds below were written down
-before the first run.
+before the first run, but for `SAME_ORDER`.
 
 DeepLIFT comes twice. ``deeplift`` keeps its promise that scores sum to the change of the output, through gates, attention
 and norms. ``deeplift-run`` is what the authors' tool (Captum) computes on these networks: it has rules for nonlinearities
 that are modules of their own only, of which there are none here, so what is left is the gradient times the difference to
-the baseline. It was added when the first run showed that the complete one behaves differently.
+the baseline. It was added, with the check of the order of methods, when a trial run showed that the complete one behaves
+differently.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def run(quick: bool = False, seed: int = 0, progress: bool = True) -> list[dict[
         runs = [on_polarity(kind, size, seed + i, progress, rerun=not i) for i in range(size.seeds)]
         both = pool(runs)
         for line in table(both):
-            console.print(f"{kind}, mean over texts and seeds", line.to_string(), sep="\n")
+            console.print(f"{kind}, mean over texts and seeds", line.to_string(), sep="\n", soft_wrap=True)
         claims += list(_synthetic(kind, runs, both, seed))
     if quick:
         return claims
@@ -102,7 +103,7 @@ def run(quick: bool = False, seed: int = 0, progress: bool = True) -> list[dict[
         runs = [on_films(kind, task, seed + i, progress=progress) for i in range(2)]
         both = pool(runs)
         for line in table(both):
-            console.print(f"{kind}, mean over texts and seeds", line.to_string(), sep="\n")
+            console.print(f"{kind}, mean over texts and seeds", line.to_string(), sep="\n", soft_wrap=True)
         claims += list(_sentiment(kind, runs, both, seed))
     return claims
 
