@@ -116,6 +116,9 @@ PAPERS: tuple[Paper, ...] = (
         "attribution",
         "Approximates activation patching with two forward passes and one backward pass, by replacing each local "
         "derivative with a relevance propagation coefficient.",
+        object="nissl.attribution.RelevancePatching",
+        study="nissl.studies.relp",
+        status="works",
     ),
     Paper(
         "ace",
