@@ -269,8 +269,8 @@ def plot_query_value(scores: xr.Dataset, path: str | Path | None = None) -> Figu
     figure = Figure(figsize=(7, 4.4), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
     pairs = (
-        (above, mean["value_layer"].values, mean["attention_layer"].values, "value: growth of log p(answer)"),
-        (below, parts["mlp"], parts["attn"], "query: share of value keys"),
+        (above, mean["value_layer"].values, mean["attention_layer"].values, "value score (nats)"),
+        (below, parts["mlp"], parts["attn"], "query score (nats)"),
     )
     for ax, mlp, attention, label in pairs:
         ax.axhline(0, color="#777777", linewidth=0.8)

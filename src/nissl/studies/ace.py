@@ -460,6 +460,7 @@ def edits(
                 "kept": found.locality["kept"], "neighbours": locality(network, found.network, others)["kept"],
                 "chains": float(np.mean(follows)) if asked else np.nan,
             })  # fmt: skip
+            console.print(rows[-1])
     return pd.DataFrame(rows)
 
 
