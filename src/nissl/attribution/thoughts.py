@@ -506,9 +506,8 @@ class ThoughtAnchors:
             forced = self.resampling.bank(source, trace, force=self.force, runner=runner) if self.force else None
             table = table.join(self.resampling.importance(bank, forced, gold).drop(columns="text"))
             matrices["moves"] = self.resampling.moves(bank)
-            meta["resampling"] = parameters_of(self.resampling)
-            meta["embedder"] = type(self.resampling.embedder).__name__
-            meta["threshold"] = self.resampling.cosine
+            used = {"answer": _name(self.resampling.answer), "embed": _name(self.resampling.embedder)}
+            meta["resampling"] = {**parameters_of(self.resampling), **used, "threshold": self.resampling.cosine}
         if network is not None and self.receivers is not None:
             blocks = self.receivers.blocks(network, trace, runner)
             received = self.receivers.fit([blocks]) if heads is None else heads
@@ -524,3 +523,7 @@ class ThoughtAnchors:
         costs = [runner.cost(n) for n in ("resampling", "receiver heads", "suppression")]
         meta |= {"forward_passes": sum(c.forward for c in costs), "seconds": round(time.perf_counter() - started, 3)}
         return Thoughts(trace, table, matrices, received, meta)
+
+
+def _name(function: Any) -> str:
+    return getattr(function, "__name__", type(function).__name__)

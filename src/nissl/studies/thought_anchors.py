@@ -38,6 +38,7 @@ EXACT_WITHIN = 0.25
 SHARE_OF_ANCHORS = 0.5
 ABLATION = 0.1
 CODE_WORD = 0.75
+RELIABLE = 0.5
 
 LETTERS = "abcdef"
 VALUES = 4
@@ -341,7 +342,7 @@ def on_smollm2(seed: int = 0, progress: bool = False) -> list[dict[str, Any]]:
         _claim("SmolLM2: hiding the sentence that brings a rare word up moves its repetition most", "masking anchors "
                "changes later sentences", right, CODE_WORD, 1 / 8, seed),
         _row("SmolLM2: kurtosis of heads in even and odd texts, correlation", "reliable", bootstrap([found.reliability]),
-             0.0, found.reliability > 0.5),
+             0.0, found.reliability > RELIABLE),
     ]  # fmt: skip
 
 
