@@ -234,6 +234,9 @@ PAPERS: tuple[Paper, ...] = (
         "intervention",
         "Clusters differences of activations into steering directions, and lets small probes in each layer "
         "choose which one to add during generation.",
+        object="nissl.intervention.GACT",
+        study="nissl.studies.g_act",
+        status="works",
     ),
     Paper(
         "neurofeedback",
