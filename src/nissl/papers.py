@@ -127,6 +127,9 @@ PAPERS: tuple[Paper, ...] = (
         "attribution",
         "Finds which neurons of a language model ask for an intermediate fact and which supply it, and edits "
         "both, so that a changed fact survives reasoning over several steps.",
+        object="nissl.intervention.ACE",
+        study="nissl.studies.ace",
+        status="works",
     ),
     Paper(
         "thought-anchors",
@@ -135,6 +138,9 @@ PAPERS: tuple[Paper, ...] = (
         "attribution",
         "Measures how much each sentence of a written chain of reasoning matters, by resampling it, by the "
         "attention it receives later, and by hiding it from what follows.",
+        object="nissl.attribution.ThoughtAnchors",
+        study="nissl.studies.thought_anchors",
+        status="works",
     ),
     Paper(
         "lima",

@@ -155,6 +155,8 @@ def test_pointing_shows_what_a_sentence_moves(browser: Browser, url: str):
     assert browser.evaluate("[...document.querySelectorAll('#own path')].map(p => p.getAttribute('class'))") == [
         "own", "own neg",
     ]  # fmt: skip
+    opacity = "Number(getComputedStyle(document.querySelector('{}')).opacity)"
+    assert browser.evaluate(opacity.format("#own path")) > 0.9 > 0.1 > browser.evaluate(opacity.format("g[data-matrix] path"))
     shade = "document.querySelector('[data-i=\"{}\"]').style.getPropertyValue('--t')"
     assert [browser.evaluate(shade.format(i)) for i in (3, 5)] == ["1", "0.5"]
     assert float(browser.evaluate(shade.format(2)) or 0) == 0
