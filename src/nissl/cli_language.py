@@ -96,7 +96,7 @@ def steer(
     temperature: Annotated[float, typer.Option(help="0 takes the most probable token.")] = 0.0,
     model: _Model = "smollm2",
     out: _Out = Path("runs/steer.html"),
-    save: Annotated[Path | None, typer.Option(help="Folder for the direction, to be used again.")] = None,
+    save: Annotated[Path | None, typer.Option(help="File for the direction, safetensors, to be used again.")] = None,
     device: _Device = None,
     seed: _Seed = 0,
     as_json: _Json = False,

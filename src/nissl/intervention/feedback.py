@@ -93,7 +93,7 @@ class NeurofeedbackAxis(BaseEstimator):
                 raise ValueError(
                     f"index={self.index!r}: n_samples={X.shape[0]} and {X.shape[1]} features have components 1 to {most}"
                 )
-            weights = PCA(int(self.index), svd_solver="full").fit(X).components_[-1]
+            weights = np.asarray(PCA(int(self.index), svd_solver="full").fit(X).components_)[-1]
             self.offset_ = float(X.mean(0) @ weights)
         else:
             raise ValueError(f"kind={self.kind!r}: choose 'lr' or 'pc'")

@@ -344,12 +344,15 @@ class LanguageModel(Network):
             _found.reset(token)
 
     def rows_at_once(self, question: Any) -> int:
-        """Rows that one batch may hold: about 64 MB of activations forward, 1 GB where they are kept for gradients."""
+        """Rows that one batch may hold: about 64 MB of activations forward, 1 GB of what is kept for gradients or in a cache."""
         a, tokens = self.anatomy, question.inputs["input_ids"].shape[1] if "input_ids" in question.inputs else 1
         width, vocabulary = a.d_model or 1024, getattr(self.config, "vocab_size", 0)
         kept = question.inputs.get("logits_to_keep") or tokens
         layer = 4 * tokens * (8 * width + 3 * (a.d_mlp or 4 * width))
         head = 4 * kept * vocabulary
+        if isinstance(question, Rollout):  # the cache of keys and values, and the logits of a step
+            held = 8 * (a.n_layers or 1) * (a.n_kv_heads * a.d_head or width) * (tokens + question.max_tokens)
+            return max(1, int(2**30 / (question.samples * (held + 4 * vocabulary) + layer)))
         row = layer * max(a.n_layers, 1) + 2 * head if question.wrt else layer + head
         return max(1, int((2**30 if question.wrt else 2**26) / row))
 

@@ -175,7 +175,7 @@ class Runner:
             Shown beside the bar.
         """
         drive = _Drive(self, iter(jobs))
-        with _bar(self.progress, total, what) as done:
+        with progress_bar(self.progress, total, what) as done:
             try:
                 for job, result in drive.run():
                     done()
@@ -556,7 +556,7 @@ def tune_format(network: Network, question: Pass, rows: int = 8) -> None:
     network.memory_format = torch.channels_last if same and faster else torch.contiguous_format
 
 
-class _bar:
+class progress_bar:
     """Progress bar that appears after two seconds."""
 
     def __init__(self, wanted: bool, total: int | None, what: str) -> None:
