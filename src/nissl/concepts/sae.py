@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nissl.arguments import as_path, at_least, is_number
 from nissl.errors import InputError
-from nissl.runner.runner import progress_bar as progress_bar
+from nissl.runner.runner import progress_bar
 
 KINDS = ("topk", "relu", "jumprelu")
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from nissl.arguments import at_least, flag, is_number, is_whole, items
 from nissl.errors import InputError, blame
-from nissl.runner.runner import progress_bar as progress_bar
+from nissl.runner.runner import progress_bar
 
 FLOOR = 1e-6
 """Smallest entry of the weights at the start: an entry that is exactly 0 would stay so."""

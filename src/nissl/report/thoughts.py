@@ -58,14 +58,14 @@ def thoughts_page(result: Thoughts) -> str:
     first = next(iter(measures))
     top = int(np.nanargmax(values[first])) if np.isfinite(values[first]).any() else None
     rows = [
-        {"text": s.text, "tag": str(tag), "width": progress_bar(values[first])[i], "value": cell(values[first][i])}
+        {"text": s.text, "tag": str(tag), "width": _bar(values[first])[i], "value": cell(values[first][i])}
         for i, (s, tag) in enumerate(zip(result.trace.sentences, result.table["tag"], strict=True))
     ]
     data = {
         "row": _ROW, "width": _WIDTH,
         "texts": [r["text"] for r in rows],
         "values": {c: _listed(v) for c, v in values.items()},
-        "bars": {c: progress_bar(v) for c, v in values.items()},
+        "bars": {c: _bar(v) for c, v in values.items()},
         "matrices": {name: [_listed(r) for r in m] for name, m in matrices.items()},
     }  # fmt: skip
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
@@ -158,7 +158,7 @@ def _listed(values: np.ndarray | xr.DataArray) -> list[float | None]:
     return [float(v) if np.isfinite(v) else None for v in np.asarray(values, dtype=float)]
 
 
-def progress_bar(values: np.ndarray) -> list[float]:
+def _bar(values: np.ndarray) -> list[float]:
     """Lengths from 0 to 1 of bars from 0; those of negative and missing values are 0."""
     top = float(np.nanmax(values, initial=0))
     return [round(max(float(v), 0) / top, 4) if np.isfinite(v) and top > 0 else 0.0 for v in values]
