@@ -156,7 +156,12 @@ def test_pointing_shows_what_a_sentence_moves(browser: Browser, url: str):
         "own", "own neg",
     ]  # fmt: skip
     opacity = "Number(getComputedStyle(document.querySelector('{}')).opacity)"
-    assert browser.evaluate(opacity.format("#own path")) > 0.9 > 0.1 > browser.evaluate(opacity.format("g[data-matrix] path"))
+    assert (
+        browser.evaluate(opacity.format("#own path"))
+        > 0.9
+        > 0.1
+        > browser.evaluate(opacity.format("g[data-matrix] path"))
+    )
     shade = "document.querySelector('[data-i=\"{}\"]').style.getPropertyValue('--t')"
     assert [browser.evaluate(shade.format(i)) for i in (3, 5)] == ["1", "0.5"]
     assert float(browser.evaluate(shade.format(2)) or 0) == 0
