@@ -84,8 +84,8 @@ def run(quick: bool = False, seed: int = 0, progress: bool = True) -> list[dict[
         measured = on_ledgers(
             network,
             n=20 if quick else 48,
-            sampled=3 if quick else 8,
-            samples=60 if quick else 100,
+            sampled=4 if quick else 8,
+            samples=100,
             seed=s,
             progress=progress,
         )
