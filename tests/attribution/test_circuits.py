@@ -9,12 +9,11 @@ from nissl.attribution.circuits import (
     EdgePatching,
     FeaturePatching,
     Graph,
-    SparseAutoencoder,
     edge_circuit,
     feature_circuit,
 )
 from nissl.attribution.patching import AttributionPatching, Nodes
-from nissl.concepts import SemiNMF
+from nissl.concepts import SAE, SemiNMF
 from nissl.errors import InputError
 from nissl.network import Add, Pass, RelP, Set, target
 from nissl.runner import Runner
@@ -123,19 +122,27 @@ def test_rules_change_the_scores_and_ablations_the_circuit():
 # ---------------------------------------------------------------- features
 
 
-def orthogonal(d, k, seed=0):
-    """An autoencoder of k orthonormal directions, each with its negative: exact on their span, the rest is error."""
-    g = torch.Generator().manual_seed(seed)
-    q = torch.linalg.qr(torch.randn(d, d, generator=g, dtype=torch.float64))[0][:, :k]
-    w = torch.cat([q, -q], 1)
-    return SparseAutoencoder(w, torch.zeros(2 * k, dtype=w.dtype), w.T.contiguous(), torch.zeros(d, dtype=w.dtype))
+class Orthogonal:
+    """A dictionary of k orthonormal directions, each with its negative: exact on their span, the rest is error."""
+
+    def __init__(self, d, k, seed=0):
+        g = torch.Generator().manual_seed(seed)
+        q = torch.linalg.qr(torch.randn(d, d, generator=g, dtype=torch.float64))[0][:, :k]
+        self.W_enc = torch.cat([q, -q], 1)
+        self.W_dec = self.W_enc.T
+
+    def encode(self, x):
+        return torch.relu(x @ self.W_enc)
+
+    def decode(self, weights):
+        return weights @ self.W_dec
 
 
 @pytest.mark.parametrize("rules", [None, RelP(attention=False)])
 def test_features_and_error_sum_to_the_node(rules):
     net = tiny("llama")
     sites = net.anatomy.sites("mlp_out")
-    dictionaries = {sites[0]: orthogonal(32, 10), sites[2]: orthogonal(32, 32, seed=1)}
+    dictionaries = {sites[0]: Orthogonal(32, 10), sites[2]: Orthogonal(32, 32, seed=1)}
     scores = FeaturePatching(dictionaries, rules).attribute(net, CLEAN, CORRUPTED, OF, runner=quiet)
     nodes = AttributionPatching(rules=rules).attribute(net, CLEAN, CORRUPTED, OF, kinds=["mlp_out"], runner=quiet)
     for site, layer in ((sites[0], 0), (sites[2], 2)):
@@ -148,7 +155,7 @@ def test_features_and_error_sum_to_the_node(rules):
 def test_a_feature_circuit_by_hand():
     net = tiny("llama")
     site = net.anatomy.site("mlp_out", 1)
-    sae = orthogonal(32, 6)
+    sae = Orthogonal(32, 6)
     scores = FeaturePatching({site: sae}).attribute(net, CLEAN, CORRUPTED, OF, runner=quiet)
     found = feature_circuit(net, CLEAN, CORRUPTED, OF, {site: sae}, scores, [1, 4], runner=quiet)
     assert np.allclose(found["circuit"].sel(size=13), scalars(net, CLEAN), atol=1e-9)
@@ -179,34 +186,27 @@ def test_features_of_a_factorisation():
     assert np.allclose(scores[site].sum("feature"), node["n"][:, 0], atol=1e-3 * float(np.abs(node["n"]).max()))
 
 
-def test_an_autoencoder_from_a_file(tmp_path):
+def test_features_of_an_autoencoder_from_a_file(tmp_path):
     g = torch.Generator().manual_seed(0)
-    weights = {"W_enc": torch.randn(4, 6, generator=g), "b_enc": torch.randn(6, generator=g),
-               "W_dec": torch.randn(6, 4, generator=g), "b_dec": torch.randn(4, generator=g)}  # fmt: skip
+    weights = {"W_enc": torch.randn(32, 40, generator=g), "b_enc": torch.randn(40, generator=g),
+               "W_dec": torch.randn(40, 32, generator=g), "b_dec": torch.randn(32, generator=g)}  # fmt: skip
     save_file(weights, tmp_path / "sae.safetensors")
-    sae, x = SparseAutoencoder.load(tmp_path / "sae.safetensors"), torch.randn(3, 2, 4, generator=g)
-    expected = torch.relu((x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"])
-    assert torch.allclose(sae.encode(x), expected)
-    assert torch.allclose(sae.decode(expected), expected @ weights["W_dec"] + weights["b_dec"])
-    save_file({**weights, "threshold": torch.full((6,), 0.5)}, tmp_path / "jump.safetensors")
-    jump = SparseAutoencoder.load(tmp_path / "jump.safetensors")
-    before = x @ weights["W_enc"] + weights["b_enc"]
-    assert torch.equal(jump.encode(x), before * (before > 0.5))
-    with pytest.raises(InputError, match="W_dec"):
-        SparseAutoencoder(**{**weights, "W_dec": torch.zeros(5, 4)})
-    save_file({"W_enc": weights["W_enc"]}, tmp_path / "part.safetensors")
-    with pytest.raises(InputError, match="lacks b_enc"):
-        SparseAutoencoder.load(tmp_path / "part.safetensors")
-    (tmp_path / "broken.safetensors").write_bytes(b"\x05\x00")
-    with pytest.raises(InputError, match="cannot be read"):
-        SparseAutoencoder.load(tmp_path / "broken.safetensors")
+    net = tiny("llama")
+    site = net.anatomy.site("mlp_out", 1)
+    scores = FeaturePatching({site: SAE.load(tmp_path / "sae.safetensors", 32)}, None).attribute(
+        net, CLEAN, CORRUPTED, OF, runner=quiet
+    )
+    node = AttributionPatching().attribute(net, CLEAN, CORRUPTED, OF, kinds=["mlp_out"], runner=quiet)["mlp_out"][:, 1]
+    assert scores[site].sizes["feature"] == 41
+    # the autoencoder works in float32
+    assert np.allclose(scores[site].sum("feature"), node, atol=1e-4 * float(np.abs(scores[site]).max()))
 
 
 def test_what_cannot_be_a_circuit_is_refused():
     net = tiny("llama")
     site = net.anatomy.site("mlp_out", 1)
-    with pytest.raises(InputError, match="for activations of 16 units, 32 were given"):
-        FeaturePatching({site: orthogonal(16, 4)}).attribute(net, CLEAN, CORRUPTED, OF, runner=quiet)
+    with pytest.raises(InputError, match=r"does not fit .*activations are \(3, 5, 32\)"):
+        FeaturePatching({site: Orthogonal(16, 4)}).attribute(net, CLEAN, CORRUPTED, OF, runner=quiet)
     with pytest.raises(InputError, match="no encode"):
         FeaturePatching({site: torch.nn.Linear(3, 3)})
     with pytest.raises(InputError, match="one at least"):

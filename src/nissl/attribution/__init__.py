@@ -16,7 +16,6 @@ from nissl.attribution.circuits import (
     EdgePatching,
     FeaturePatching,
     Graph,
-    SparseAutoencoder,
     edge_circuit,
     feature_circuit,
 )
@@ -75,7 +74,7 @@ __all__ = [
     "GuidedBackprop", "InputXGradient", "IntegratedGradients", "KernelSHAP", "LayerCAM", "Method", "MiniLMEmbedder",
     "NodeIntegratedGradients", "Nodes", "Occlusion", "Patching", "QueryValueAttribution", "RandomScores", "Received",
     "ReceiverHeads", "RelevancePatching", "Resampling", "Saliency", "ScoreCAM", "Sentence", "ShapleySampling",
-    "SmoothGrad", "SparseAutoencoder", "TfidfEmbedder", "ThoughtAnchors", "Thoughts", "Trace", "TraceResult",
+    "SmoothGrad", "TfidfEmbedder", "ThoughtAnchors", "Thoughts", "Trace", "TraceResult",
     "VarGrad", "ablate_heads", "agreement", "agreement_gain", "answer_kl", "by_tag", "choose_approximation",
     "edge_circuit", "feature_circuit", "final_answer", "head_edits", "label_by_rules", "last_number", "method",
     "nodes_of", "patch", "plot_nodes", "plot_query_value", "split_sentences", "top_layers", "trace",

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Float
 from torch import Tensor
 
-from nissl.arguments import as_path, at_least, flag, instance
+from nissl.arguments import at_least, instance
 from nissl.attribution.patching import pairs_of
 from nissl.errors import InputError, blame
 from nissl.network import Add, Answer, Apply, LanguageModel, Network, Pass, RelP, Rules, Target
@@ -235,7 +233,7 @@ def _standing(t: Tensor, ablate: str) -> Tensor:
 class Dictionary(Protocol):
     """What sparse feature circuits need: activations to features and back.
 
-    `nissl.concepts.SemiNMF`, `SparseAutoencoder`, or any object with these two functions of tensors.
+    `nissl.concepts.SemiNMF`, `nissl.concepts.SAE`, or any object with these two functions of tensors.
     """
 
     def encode(self, x: Tensor) -> Tensor:
@@ -245,85 +243,6 @@ class Dictionary(Protocol):
     def decode(self, weights: Tensor) -> Tensor:
         """Activations (..., n_units) from features (..., n_features)."""
         ...
-
-
-@dataclass(frozen=True, eq=False)
-class SparseAutoencoder:
-    """A sparse autoencoder handed over as weights.
-
-    Parameters
-    ----------
-    W_enc : Tensor (n_units, n_features)
-    b_enc : Tensor (n_features,)
-    W_dec : Tensor (n_features, n_units)
-    b_dec : Tensor (n_units,)
-    threshold : Tensor (n_features,), optional
-        Features below it are zero (JumpReLU); without it a ReLU is used.
-    centred : bool, optional
-        Whether `b_dec` is taken from the activation before it is encoded; by default where there is no threshold.
-
-    Raises
-    ------
-    InputError
-        Weights that do not fit together.
-    """
-
-    W_enc: Tensor
-    b_enc: Tensor
-    W_dec: Tensor
-    b_dec: Tensor
-    threshold: Tensor | None = None
-    centred: bool | None = None
-
-    def __post_init__(self) -> None:
-        if self.W_enc.ndim != 2:
-            raise InputError(f"W_enc must be (n_units, n_features), got {tuple(self.W_enc.shape)}")
-        d, k = self.W_enc.shape
-        wanted = {
-            "b_enc": (k,),
-            "W_dec": (k, d),
-            "b_dec": (d,),
-            **({} if self.threshold is None else {"threshold": (k,)}),
-        }
-        for name, shape in wanted.items():
-            if tuple(getattr(self, name).shape) != shape:
-                raise InputError(f"{name} has shape {tuple(getattr(self, name).shape)}; W_enc {(d, k)} needs {shape}")
-        if self.centred is not None:
-            flag("centred", self.centred)
-
-    @classmethod
-    def load(cls, path: str | Path, centred: bool | None = None) -> SparseAutoencoder:
-        """Read ``W_enc``, ``b_enc``, ``W_dec``, ``b_dec`` and, if there is one, ``threshold`` from a safetensors file.
-
-        Raises
-        ------
-        InputError
-            The file cannot be read, or lacks a weight.
-        """
-        from safetensors.torch import load_file
-
-        with blame(InputError, f"{path} cannot be read as safetensors"):
-            held = load_file(as_path("path", path))
-        names = ("W_enc", "b_enc", "W_dec", "b_dec")
-        if missing := [n for n in names if n not in held]:
-            raise InputError(f"{path} lacks {', '.join(missing)}; it holds {', '.join(held) or 'nothing'}")
-        w_enc, b_enc, w_dec, b_dec = (held[n].float() for n in names)
-        return cls(w_enc, b_enc, w_dec, b_dec, held["threshold"].float() if "threshold" in held else None, centred)
-
-    def encode(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n k"]:
-        """Features of activations."""
-        if x.shape[-1] != self.W_enc.shape[0]:
-            raise InputError(
-                f"the autoencoder is for activations of {self.W_enc.shape[0]} units, {x.shape[-1]} were given"
-            )
-        centred = self.threshold is None if self.centred is None else self.centred
-        w, b = self.W_enc.to(x), self.b_enc.to(x)
-        f = (x - self.b_dec.to(x) if centred else x) @ w + b
-        return f.clamp(min=0) if self.threshold is None else f * (f > self.threshold.to(x))
-
-    def decode(self, weights: Float[Tensor, "*n k"]) -> Float[Tensor, "*n d"]:
-        """Activations from features."""
-        return weights @ self.W_dec.to(weights) + self.b_dec.to(weights)
 
 
 @dataclass(frozen=True, eq=False)

@@ -295,9 +295,6 @@ class NeuronSteering(Steering):
         parameters = {"layer": self.layer, "unit": self.unit, "peak": self.peak, "how": self.how, "kl": self.kl}
         return parameters, {"peak": torch.tensor([self.peak])}
 
-    def _restore(self, tensors: dict[str, Tensor]) -> None:
-        pass
-
 
 def _carried(network: LanguageModel, carrier: Any, token: str | int) -> list[int]:
     if isinstance(carrier, str):

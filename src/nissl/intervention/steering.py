@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 import warnings
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -70,7 +71,7 @@ class SteeringEdits(NamedTuple):
         )
 
 
-class Steering:
+class Steering(ABC):
     """Base of everything that steers a language model.
 
     Attributes
@@ -99,17 +100,17 @@ class Steering:
         self.runner = runner
 
     @property
+    @abstractmethod
     def sites(self) -> list[str]:
         """Where the edits are made."""
-        raise NotImplementedError
 
+    @abstractmethod
     def choose(self, inputs: Inputs) -> Asking[Any]:
         """What is decided about these prompts before they are steered; a generator of Passes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def edits_of(self, choice: Any, alpha: float | None = None) -> SteeringEdits:
         """Edits of a strength, after `choose`."""
-        raise NotImplementedError
 
     def edits(self, inputs: Inputs, alpha: float | None = None) -> SteeringEdits:
         """Edits for these prompts.
@@ -182,12 +183,12 @@ class Steering:
 
     # ---------------------------------------------------------------- on disk
 
+    @abstractmethod
     def _state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Parameters that `__init__` takes and what fitting found."""
-        raise NotImplementedError
 
-    def _restore(self, tensors: dict[str, Tensor]) -> None:
-        raise NotImplementedError
+    def _restore(self, tensors: dict[str, Tensor]) -> None:  # noqa: B027  (not every kind has something to take up)
+        """Take up what fitting found; nothing where the parameters say it all."""
 
     def save(self, path: str | Path) -> Path:
         """Write it to one safetensors file, parameters as JSON in its header; nothing is pickled.
@@ -304,7 +305,6 @@ class DirectionSteering(Steering):
         InputError
             Nothing to tell apart, or activations of another role or network.
         """
-        raise NotImplementedError
 
     def _read(self, contrast: Contrast | Activations) -> Activations:
         if isinstance(contrast, Contrast):
@@ -347,8 +347,9 @@ class DirectionSteering(Steering):
         """Whether the direction depends on the prompt."""
         return False
 
+    @abstractmethod
     def _directions(self, states: Float[Tensor, "n layer d"] | None) -> Float[Tensor, "m layer d"]:
-        raise NotImplementedError
+        """Direction of each layer for each prompt, of length 1."""
 
     def edits_of(self, choice: Tensor, alpha: float | None = None) -> SteeringEdits:
         """Edits of a strength, after `choose`."""

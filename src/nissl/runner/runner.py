@@ -337,14 +337,11 @@ class _Drive:
 
     def _limit(self, key: Any) -> int:
         network, question = self.queues[key][0][0].network, self.queues[key][0][0].question
-        # what fits depends on the shapes of the inputs and on whether gradients are wanted
-        group = (id(network), question.merge_key[0], bool(question.wrt))
-        if group not in self.limits:
+        if key not in self.limits:
             wanted = self.runner.batch_size
-            if wanted is None:
-                wanted = network.rows_at_once(question)
-            self.limits[group] = wanted
-        return min(self.limits[group], self.limits.get(id(network), 2**31))
+            self.limits[key] = network.rows_at_once(question) if wanted is None else wanted
+        # memory that ran out says something of every question to this network
+        return min(self.limits[key], self.limits.get(id(network), 2**31))
 
     def _advance(self, r: _Running, answer: Any) -> None:
         """Hand a generator its answers until it has to wait."""
