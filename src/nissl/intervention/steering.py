@@ -292,6 +292,7 @@ class DirectionSteering(Steering):
         self.layers_: list[int] = []
         self.norms_: Tensor = torch.empty(0)
 
+    @abstractmethod
     def fit(self, contrast: Contrast | Activations) -> DirectionSteering:
         """Find the directions.
 
