@@ -186,7 +186,7 @@ def real(seed: int, progress: bool, n_fit: int = 200, n_items: int = 40, n_order
 
     console = Console(stderr=True, quiet=not progress)
     network = LanguageModel.load("smollm2")
-    data = load_sentiment("film")
+    data = load_sentiment(part="film")
     texts, ratings = list(data.texts), np.asarray(data.ratings, dtype=float)
     random = np.random.default_rng(seed)
     short = [i for i in random.permutation(len(texts)) if abs(ratings[i]) > 1 and len(texts[i]) < 100][: n_fit + 120]
