@@ -108,7 +108,7 @@ def with_peers(s: Subject, sanity_examples: int) -> dict[str, np.ndarray]:
         if name == "ig":
             quantus.Completeness(**QUIET, **ZERO)(s.module, s.x_numpy, s.y_numpy, a)
         for metric in (
-            quantus.MaxSensitivity(nr_samples=2, lower_bound=0.02, **QUIET),
+            quantus.MaxSensitivity(nr_samples=1, lower_bound=0.02, **QUIET),
             quantus.MPRT(skip_layers=True, **QUIET),
             quantus.RandomLogit(num_classes=n_classes, **QUIET),
             quantus.InputInvariance(**QUIET),

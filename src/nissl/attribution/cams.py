@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from nissl.attribution.masking import Baseline, baseline_of, check_baseline, mas
 from nissl.errors import InputError
 from nissl.network import Site
 from nissl.network.site import parse
+from nissl.network.trace import Trace
 from nissl.runner import Asking, Explained, Question, chunks, explained
 
 
@@ -328,9 +330,20 @@ def maps_of(q: Question) -> list[Map]:
     and, where two axes fit, have them first; linear layers, embeddings and layer norms last. Whatever else is reached
     (activations, pools, blocks, inputs of modules) follows the module before it.
     """
+    trace = q.network.trace_of(q.ask(scalar=False))
+    known = _MAPS.setdefault(trace, {})
+    if q.input_name not in known:
+        known[q.input_name] = _maps_in(trace, q)
+    return known[q.input_name]
+
+
+_MAPS: WeakKeyDictionary[Trace, dict[str, list[Map]]] = WeakKeyDictionary()
+"""By trace and input: the examples of one shape share a trace."""
+
+
+def _maps_in(trace: Trace, q: Question) -> list[Map]:
     found: list[Map] = []
     patterns, count, last = 0, 0, False
-    trace = q.network.trace_of(q.ask(scalar=False))
     for site in trace.sites(q.network):
         shape = site.shape or ()
         if site.role == "pattern":

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, TypeVar
 
@@ -21,7 +22,7 @@ from nissl.arguments import items
 from nissl.errors import BusyError, GradientError, InputError, NonFiniteError, SiteError, TargetError, blame
 from nissl.network.edit import Set
 from nissl.network.forward import Forward, stub
-from nissl.network.norms import affine_norms
+from nissl.network.norms import Folds, affine_norms, find_folds
 from nissl.network.passes import Answer, Inputs, Pass, as_inputs, is_plain, raw_bytes, rows_of
 from nissl.network.patterns import Found, watched_attention
 from nissl.network.site import Address, Site, parse, role_of, select
@@ -123,6 +124,7 @@ class Network:
         self._trace: Trace | None = None
         self._traces: dict[Any, Trace] = {}
         self._cuts: dict[str, tuple[nn.Module, ...]] = {}
+        self._folds: Folds | None = None  # unknown as yet
         self._copies = False  # whether activations are copied because the network writes over them in place
         with _locks_guard:
             self._lock = _locks.setdefault(self.module, threading.Lock())
@@ -189,6 +191,8 @@ class Network:
     def _answer(self, question: Pass, stubs: tuple[nn.Module, ...] = ()) -> Answer | None:
         """The answer of the module; None where it wrote over a site that was asked for and had not been copied."""
         question = self._place(question)  # anew for each attempt: the module may write over its inputs
+        if self._folds is None:
+            self._folds = self._find_folds(question)
         forward = Forward(self, question, copies=self._copies)
         try:
             with self._quiet(gradients=bool(question.wrt)):
@@ -203,6 +207,14 @@ class Network:
                     f"the network changes an activation in place that a gradient needs: {error}"
                 ) from error
             return None
+
+    def _find_folds(self, question: Pass) -> Folds:
+        row = {k: v.clone() if isinstance(v, Tensor) else v for k, v in rows_of(question.inputs, slice(0, 1)).items()}
+        try:
+            with self._quiet(gradients=False):
+                return find_folds(self.modules(), partial(self.call, row))
+        except Exception:  # a network that fails on one row as it is: the pass itself says so, if it fails too
+            return {}
 
     def _collect(self, question: Pass, forward: Forward, output: Any) -> Answer | None:
         tensor = None
@@ -377,7 +389,10 @@ class Network:
         args = [inputs[k] for k in sorted((k for k in inputs if k.isdigit()), key=int)]
         kwargs = {k: v for k, v in inputs.items() if not k.isdigit()}
         given = {k: f"{tuple(v.shape)} {v.dtype}" if isinstance(v, Tensor) else type(v) for k, v in inputs.items()}
-        with blame(InputError, f"{self.name} failed on inputs {given}"), affine_norms(self.memory_format):
+        with (
+            blame(InputError, f"{self.name} failed on inputs {given}"),
+            affine_norms(self._folds or {}, self.memory_format),
+        ):
             if self.overrides:
                 return torch.func.functional_call(self.module, self.overrides, tuple(args), kwargs)
             return self.module(*args, **kwargs)
@@ -581,7 +596,7 @@ class Network:
 
     def fingerprint(self) -> str:
         """Hash of architecture and weights: equal for equal networks, also in another process."""
-        digest = hashlib.blake2b(digest_size=16)
+        digest = hashlib.sha256()
         if isinstance(self.module, _Predictor):
             digest.update(self.module.identity.encode())
         else:

@@ -198,7 +198,7 @@ class Pass:
 
     def content_key(self) -> str | None:
         """Hash of everything the answer depends on but the network; None where a function or object hides it."""
-        digest = hashlib.blake2b(digest_size=16)
+        digest = hashlib.sha256()
 
         def put(*values: Any) -> None:
             for v in values:

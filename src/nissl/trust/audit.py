@@ -268,7 +268,7 @@ def audit(
     *,
     methods: Any = None,
     checks: Any = "all",
-    budget: int | None = 128,
+    budget: int | None = 96,
     sanity_examples: int = 3,
     shown: Shown | None = None,
     out: str | os.PathLike[str] | None = None,
@@ -293,7 +293,7 @@ def audit(
         See ``nissl methods``. The baselines ``random`` and ``edge`` are always added.
     checks : "all" or list of names, default "all"
         curves, subsets, completeness, max_sensitivity, randomisation, logit, invariance, ground_truth, pointing, agreement.
-    budget : int or None, default 128
+    budget : int or None, default 96
         Rows that a method may ask for each example, so that methods are compared at equal cost; None lifts it.
     sanity_examples : int, default 3
         Examples on which methods are run again with other weights, classes and inputs.

@@ -274,7 +274,9 @@ class MaxSensitivity(Check):
 
     Parameters
     ----------
-    samples : int, default 2
+    samples : int, default 1
+        Noisy copies of an example. Each runs the method again, and the interval is over examples: more of these say
+        more than more copies of one.
     radius : float, default 0.02
         Half-width of the uniform noise, as a share of the input's range.
 
@@ -283,7 +285,7 @@ class MaxSensitivity(Check):
     Yeh et al.: On the (in)fidelity and sensitivity of explanations (2019).
     """
 
-    samples: int = 2
+    samples: int = 1
     radius: float = 0.02
 
     name: ClassVar[str] = "max_sensitivity"
