@@ -161,8 +161,9 @@ class _AffineNorms(TorchFunctionMode):
         if norm is None or norm.training or norm.running_mean is None or norm.running_var is None:
             return plain()
         bias = _argument(2, "bias", args, kwargs)
+        trains = torch.is_grad_enabled()
         held = [norm.running_mean, norm.running_var, norm.weight, norm.bias, weight, bias]
-        if any(t is not None and (t.requires_grad or t.dtype != args[0].dtype) for t in held):
+        if any(t is not None and ((trains and t.requires_grad) or t.dtype != args[0].dtype) for t in held):
             return plain()
         scale, shift = _scale_and_shift(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
         folded = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
 from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
 import torch
 import zarr
 
 from nissl.arguments import as_path
 from nissl.errors import RunFolderError
 from nissl.network import Answer
+from nissl.network.passes import raw_bytes
 
 
 class AnswerCache:
@@ -24,7 +27,7 @@ class AnswerCache:
     memory : int, default 1 GiB
         Bytes kept in memory; the least recently used go first.
     folder : path, optional
-        Where answers are also kept on disk, each as a zarr group that is moved into place when it is complete.
+        Where answers are also kept on disk, each as a zarr array that is moved into place when it is complete.
     """
 
     def __init__(self, memory: int = 2**30, folder: str | Path | None = None) -> None:
@@ -75,15 +78,14 @@ class AnswerCache:
 def _save(path: Path, answer: Answer) -> None:
     temporary = tempfile.mkdtemp(prefix=".part-", dir=path.parent)
     try:
-        group = zarr.open_group(temporary, mode="w")
-        names = []
-        for i, (name, t) in enumerate(answer.tensors().items()):
-            # numpy has no bfloat16; float32 holds it exactly
-            array = t.detach().cpu().float() if t.dtype == torch.bfloat16 else t.detach().cpu()
-            data = array.contiguous().numpy()
-            group.create_array(str(i), data=data, chunks=data.shape or (1,), compressors=None)
-            names.append([name, str(t.dtype).removeprefix("torch.")])
-        group.attrs["tensors"] = names
+        # one array of bytes: what a zarr array costs is its files, not its size
+        held = answer.tensors()
+        data = np.concatenate([np.frombuffer(raw_bytes(t), np.uint8) for t in held.values()] or [np.zeros(0, np.uint8)])
+        names = [[name, str(t.dtype).removeprefix("torch."), list(t.shape)] for name, t in held.items()]
+        zarr.create_array(
+            temporary, data=data, chunks=(max(len(data), 1),), filters=None, compressors=None,
+            attributes={"tensors": names}, overwrite=True,
+        )  # fmt: skip
         os.replace(temporary, path)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -96,12 +98,15 @@ def _save(path: Path, answer: Answer) -> None:
 
 def _load(path: Path) -> Answer:
     try:
-        group = zarr.open_group(path, mode="r")
-        tensors = {
-            str(name): torch.from_numpy(group[str(i)][...]).to(getattr(torch, str(dtype)))  # pyright: ignore
-            for i, (name, dtype) in enumerate(group.attrs["tensors"])  # pyright: ignore
-        }
-    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+        array = zarr.open_array(path, mode="r")
+        data = torch.from_numpy(np.asarray(array[...]))
+        tensors, at = {}, 0
+        for name, dtype, shape in array.attrs["tensors"]:  # pyright: ignore
+            kind = getattr(torch, str(dtype))
+            end = at + math.prod(shape) * kind.itemsize
+            tensors[str(name)] = data[at:end].clone().view(kind).reshape(shape)  # cloned: whole numbers of bytes apart
+            at = end
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise RunFolderError(
             f"the stored answer {path} cannot be read ({error!r}); delete that folder and resume"
         ) from error
