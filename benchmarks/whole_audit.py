@@ -93,9 +93,9 @@ def with_peers(s: Subject, sanity_examples: int) -> dict[str, np.ndarray]:
             return explainer(model, x, y).detach().sum(1, keepdim=True).numpy()
 
         a = scores[name] = explain(s.module, s.x_numpy, s.y_numpy)
-        # curves: 14 points down, most and least relevant first
+        # curves: 10 points down, most and least relevant first
         for order in (a, a.max(axis=(1, 2, 3), keepdims=True) - a):
-            quantus.PixelFlipping(features_in_step=-(-pixels // 14), perturb_baseline="mean", **QUIET)(
+            quantus.PixelFlipping(features_in_step=-(-pixels // 10), perturb_baseline="mean", **QUIET)(
                 s.module, s.x_numpy, s.y_numpy, order
             )
         # subsets: infidelity, and the correlation of sums with falls for random sets

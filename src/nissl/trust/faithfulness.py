@@ -57,7 +57,7 @@ class RegionCurves(Check):
 
     Parameters
     ----------
-    steps : int, default 14
+    steps : int, default 10
         Points of a curve beside its start; each inserts or deletes the same number of features.
     size : int, optional
         Side of the regions; see `features_of`.
@@ -76,7 +76,7 @@ class RegionCurves(Check):
     (2017).
     """
 
-    steps: int = 14
+    steps: int = 10
     size: int | None = None
     baseline: Baseline | None = None
 
