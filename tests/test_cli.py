@@ -1,6 +1,7 @@
 """The command line as a user meets it."""
 
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -141,3 +142,31 @@ def test_mistakes_are_one_line_and_exit_code_2(here, monkeypatch, capsys, words,
     assert says in err
     assert "Traceback" not in err
     assert not (here / "run" / "report.html").exists()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="page faults are counted on Linux")
+def test_the_command_keeps_memory_that_was_freed():
+    """The second large block costs no page faults; without the setting it costs as many as the first."""
+    program = """
+import resource, sys
+import numpy as np
+from nissl import cli
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = np.empty(2**26, dtype=np.uint8)
+    block.fill(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+if sys.argv[1] == "keep":
+    cli._keep_freed_memory()
+print(faults(), faults())
+"""
+
+    def run(mode):
+        done = subprocess.run([sys.executable, "-c", program, mode], capture_output=True, text=True, check=True)
+        return [int(n) for n in done.stdout.split()]
+
+    kept, given_back = run("keep"), run("as it is")
+    assert kept[1] < kept[0] / 10
+    assert given_back[1] > given_back[0] / 2
