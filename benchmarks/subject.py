@@ -46,8 +46,9 @@ class Subject:
         """As users get it: in the memory format that is fastest on this machine, which is measured once a network."""
         tune_format(self.network, nissl.Pass(self.x[:8]))
         self.contiguous = nissl.Network(self.module)
-        """In the memory format of the inputs, which is what the peers run in."""
+        """In the memory format of the inputs and with norms apart, which is what the peers run in."""
         self.contiguous.memory_format = torch.contiguous_format
+        self.contiguous.fold_norms = False
 
     @property
     def n(self) -> int:

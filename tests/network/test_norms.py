@@ -207,3 +207,12 @@ def test_statistics_of_the_batch_stay_what_they_are(x):
     assert net.module.made == ["NativeBatchNormBackward0", "ConvolutionBackward0"]
     with torch.no_grad():
         same(net.run(nissl.Pass(x)).output, net.module.eval()(x))
+
+
+def test_folding_can_be_switched_off(x):
+    net = network(torch.contiguous_format)
+    net.fold_norms = False
+    gradient(net, x)
+    assert net.module.made == ["NativeBatchNormBackward0"] * 2
+    with torch.no_grad():
+        assert torch.equal(net.run(nissl.Pass(x)).output, net.module.eval()(x))

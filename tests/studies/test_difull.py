@@ -44,16 +44,8 @@ def test_the_same_seed_trains_the_same_network():
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_claims_hold_only_where_they_should():
-    clear = difull._claim("c", "p", np.full(20, 0.9) + np.linspace(-0.01, 0.01, 20), 0.5, 0.25)
-    assert clear["holds"]
-    low = difull._claim("c", "p", np.full(20, 0.4) + np.linspace(-0.01, 0.01, 20), 0.5, 0.25)
-    assert not low["holds"]
-    unsure = difull._claim("c", "p", np.array([3.0, -1.0] * 5), 0.5, 0.25)
-    assert unsure["ours"] == 1
-    assert not unsure["holds"]
-    alike = difull._alike("c", np.linspace(-0.02, 0.02, 20), 0)
-    assert alike["holds"]
+def test_alike_means_an_interval_within_the_bar():
+    assert difull._alike("c", np.linspace(-0.02, 0.02, 20), 0)["holds"]
     assert not difull._alike("c", np.linspace(0.08, 0.14, 20), 0)["holds"]
 
 

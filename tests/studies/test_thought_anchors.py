@@ -82,11 +82,3 @@ def test_the_same_seed_trains_the_same_model_and_leaves_the_generator_alone():
     a, b, c = (study.trained(s, steps=2) for s in (1, 1, 2))
     assert a.fingerprint() == b.fingerprint() != c.fingerprint()
     assert torch.equal(torch.random.get_rng_state(), state)
-
-
-def test_claims_hold_only_where_they_should():
-    assert study._claim("c", "p", [0.9, 0.92, 0.91], 0.8, 0.5, 0)["holds"]
-    assert not study._claim("c", "p", [0.7, 0.72, 0.71], 0.8, 0.5, 0)["holds"]
-    assert not study._claim("c", "p", [3.0, -1.0] * 5, 0.5, 0.5, 0)["holds"]
-    assert study._within("c", "p", [0.1, 0.12, 0.11], 0.2, 0.3, 0)["holds"]
-    assert not study._within("c", "p", [0.1, 0.12, 0.11], 0.2, 0.1, 0)["holds"]

@@ -114,6 +114,7 @@ class Network:
         self.autocast = autocast
         self.name: str = name or getattr(model, "__name__", type(model).__name__)
         self.memory_format: torch.memory_format = torch.preserve_format
+        self.fold_norms = True
         self.input_dims = names
         self.overrides: dict[str, Tensor] = {}
         self._pick = output
@@ -391,7 +392,7 @@ class Network:
         given = {k: f"{tuple(v.shape)} {v.dtype}" if isinstance(v, Tensor) else type(v) for k, v in inputs.items()}
         with (
             blame(InputError, f"{self.name} failed on inputs {given}"),
-            affine_norms(self._folds or {}, self.memory_format),
+            affine_norms((self._folds or {}) if self.fold_norms else {}, self.memory_format),
         ):
             if self.overrides:
                 return torch.func.functional_call(self.module, self.overrides, tuple(args), kwargs)

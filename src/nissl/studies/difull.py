@@ -21,6 +21,7 @@ from nissl.attribution import GradCAM, InputXGradient, LayerCAM, Occlusion, Rand
 from nissl.errors import MissingExtraError
 from nissl.network import Network
 from nissl.runner import Runner
+from nissl.studies.claims import at_least, stated
 from nissl.trust.groundtruth import GroundTruth, Smoothed, ground_truth
 from nissl.trust.statistics import bootstrap
 
@@ -63,15 +64,15 @@ def run(quick: bool = False, seed: int = 0, progress: bool = True) -> list[dict[
         console.print(f"digits, seed {s}: {accuracy:.1%} correct", found[-1].summary())
     digits = pd.concat([g.table.assign(seed=s) for g, s in zip(found, seeds, strict=True)])
     claims = [
-        _claim("digits: the networks classify unseen digits correctly", "(precondition)", accuracies, ACCURACY, 0.1)
+        at_least("digits: the networks classify unseen digits correctly", "(precondition)", accuracies, ACCURACY, 0.1)
     ]
     claims += list(_difull(digits, "digits", "middle", ("layercam", "ixg"), seed))
     claims += [
-        _claim(
+        at_least(
             "digits: Grad-CAM at the final layer finds the cell (GridPG)", "high",
             _scores(digits, "gradcam", "gridpg", "final"), GRADCAM_FINAL, 0.25, seed,
         ),
-        _claim(
+        at_least(
             "digits: Grad-CAM at the final layer minus random scores (GridPG)", "above",
             _scores(digits, "gradcam", "gridpg", "final") - _scores(digits, "random", "gridpg", "final"), 0.0, 0.0, seed,
         ),
@@ -88,7 +89,7 @@ def run(quick: bool = False, seed: int = 0, progress: bool = True) -> list[dict[
         claims += list(_difull(table, "EfficientNet-Lite0", "input", ("layercam", "ixg"), seed))
         final, at_input = _scores(table, "gradcam", "gridpg", "final"), _scores(table, "ixg", "gridpg", "input")
         claims.append(
-            _claim("EfficientNet-Lite0: Grad-CAM at the final layer minus IxG at the input (GridPG)", "above",
+            at_least("EfficientNet-Lite0: Grad-CAM at the final layer minus IxG at the input (GridPG)", "above",
                    final - at_input, 0.0, 0.0, seed)
         )  # fmt: skip
         # Above the final map this network is linear: there IxG is IntGrad.
@@ -188,46 +189,28 @@ def _scores(table: pd.DataFrame, method: str, setting: str, layer: str) -> np.nd
     return chosen.pivot_table("score", ["seed", "grid"], aggfunc="mean")["score"].to_numpy()
 
 
-def _claim(
-    claim: str, paper: str, values: Sequence[float] | np.ndarray, least: float, baseline: float, seed: int = 0
-) -> dict[str, Any]:
-    """A mean that should be at least `least` and, with its interval, above what knowing nothing gives."""
-    found = bootstrap(np.asarray(values), seed=seed)
-    low = float(found.low) if found.n > 1 else float(found.value)
-    holds = bool(found.value >= least and low > baseline)
-    return _row(f"{claim}, at least {least:g}" if least else claim, paper, found, baseline, holds)
-
-
 def _alike(claim: str, difference: np.ndarray, seed: int) -> dict[str, Any]:
     found = bootstrap(difference, seed=seed)
     holds = bool(np.abs([found.low, found.high]).max() <= ALIKE)
-    return _row(f"{claim}: difference within ± {ALIKE:g}", "close", found, 0.0, holds)
-
-
-def _row(claim: str, paper: str, found: Any, baseline: float, holds: bool) -> dict[str, Any]:
-    interval = None if found.n < 2 else [float(found.low), float(found.high)]
-    return {
-        "claim": claim, "paper": paper, "ours": float(found.value), "interval": interval, "baseline": baseline,
-        "holds": holds,
-    }  # fmt: skip
+    return stated(f"{claim}: difference within ± {ALIKE:g}", "close", found, 0.0, holds)
 
 
 def _difull(table: pd.DataFrame, where: str, layer: str, methods: Sequence[str], seed: int) -> Iterator[dict[str, Any]]:
     gradcam = _scores(table, "gradcam", "difull", layer)
     for m in methods:
         values = _scores(table, m, "difull", layer)
-        yield _claim(f"{where}: {m} at {layer} stays in the cell (DiFull)", "(nearly) 1", values, PERFECT, 0.25, seed)
+        yield at_least(f"{where}: {m} at {layer} stays in the cell (DiFull)", "(nearly) 1", values, PERFECT, 0.25, seed)
         claim = f"{where}: {m} minus Grad-CAM, both at {layer} (DiFull)"
-        yield _claim(claim, "clearly above", values - gradcam, AHEAD_OF_GRADCAM, 0.0, seed)
+        yield at_least(claim, "clearly above", values - gradcam, AHEAD_OF_GRADCAM, 0.0, seed)
 
 
 def _smoothing(table: pd.DataFrame, where: str, seed: int) -> Iterator[dict[str, Any]]:
     gain = _scores(table, "s-ixg", "gridpg", "input") - _scores(table, "ixg", "gridpg", "input")
-    yield _claim(
+    yield at_least(
         f"{where}: smoothing helps IxG at the input (GridPG), gain", "clearly", gain, GAIN_BY_SMOOTHING, 0.0, seed
     )
     # The honest control: blurring alone must not find anything.
     found = bootstrap(_scores(table, "s-random", "gridpg", "input"), seed=seed)
     holds = bool(abs(found.value - 0.25) <= CHANCE_WITHIN)
     claim = f"{where}: smoothed random scores stay at chance (GridPG), within ± {CHANCE_WITHIN:g}"
-    yield _row(claim, "(control)", found, 0.25, holds)
+    yield stated(claim, "(control)", found, 0.25, holds)

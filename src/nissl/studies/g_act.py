@@ -45,6 +45,7 @@ from nissl.intervention import (
 from nissl.network import LanguageModel
 from nissl.runner import Runner
 from nissl.sources.snippets import code_answers
+from nissl.studies.claims import at_least, stated
 from nissl.trust.statistics import bootstrap
 
 PURITY = 0.97
@@ -185,19 +186,19 @@ def planted_claims(still: pd.DataFrame, drift: pd.DataFrame, seed: int) -> list[
     single, act, oracle = (selected - still[name] for name in ("single", "act", "oracle"))
     gain, late = (drift[f"{name} online"] - drift[f"{name} frozen"] for name in ("accuracy", "late"))
     return [
-        _claim(f"planted: purity of the clusters, at least {PURITY:g}", "(precondition)", still["purity"], PURITY, 1 / 3, seed),
-        _claim(f"planted: success of the chosen direction, at least {SELECTED:g}", "(high)", selected, SELECTED,
+        at_least("planted: purity of the clusters", "(precondition)", still["purity"], PURITY, 1 / 3, seed),
+        at_least("planted: success of the chosen direction", "(high)", selected, SELECTED,
                float(np.mean(still["random"])), seed),
-        _claim(f"planted: minus a single mean direction, equal length, at least {ABOVE_SINGLE:g}",
+        at_least("planted: minus a single mean direction, equal length",
                "42.3 against 29.7 (ACT with and without clusters)", single, ABOVE_SINGLE, 0.0, seed),
-        _claim(f"planted: minus ACT's sum over clusters, equal length, at least {ABOVE_ACT:g}", "above", act, ABOVE_ACT, 0.0,
+        at_least("planted: minus ACT's sum over clusters, equal length", "above", act, ABOVE_ACT, 0.0,
                seed),
-        _claim(f"planted: minus the true direction, at least {-BELOW_ORACLE:g}", "(bound)", oracle, -BELOW_ORACLE, -1.0, seed),
-        _claim(f"planted, drift: probe accuracy, online minus frozen, at least {ONLINE_GAIN:g}",
+        at_least("planted: minus the true direction", "(bound)", oracle, -BELOW_ORACLE, -1.0, seed),
+        at_least("planted, drift: probe accuracy, online minus frozen",
                "+15 % over ACT (Llama-3.2 3B)", gain, ONLINE_GAIN, 0.0, seed),
-        _claim(f"planted, drift, second half: probe accuracy, online minus frozen, at least {ONLINE_GAIN_LATE:g}",
+        at_least("planted, drift, second half: probe accuracy, online minus frozen",
                "+61.5 % in layers 0-6 (Llama-3.2 3B)", late, ONLINE_GAIN_LATE, 0.0, seed),
-        _claim("planted: with one cluster exactly the single direction", "(identity)", same, 1.0, 0.0, seed),
+        at_least("planted: with one cluster exactly the single direction", "(identity)", same, 1.0, 0.0, seed),
     ]  # fmt: skip
 
 
@@ -356,42 +357,27 @@ def code_claims(found: CodeStudy, seed: int) -> list[dict[str, Any]]:
     cpp = [float(found.shares.loc[n].get("c++", 0.0)) for n in ("none", "G-ACT")]
     ratio = bootstrap(np.log(found.fluency["G-ACT"] / found.fluency["none"]), seed=seed)
     return [
-        _claim(f"SmolLM2: prompts on which the odds of C++ rise at a divergence of 0.1, at least {RISES_ON} of 12",
+        at_least(f"SmolLM2: prompts on which the odds of C++ rise at a divergence of 0.1, {RISES_ON} of 12",
                "(direction)", rises, RISES_ON / 12, 0.5, seed),
-        _claim("SmolLM2: mean change of the log odds of C++, above the 95th percentile of random directions", "above",
+        at_least("SmolLM2: mean change of the log odds of C++, above the 95th percentile of random directions", "above",
                change, bar, bar, seed),
-        _claim("SmolLM2: the same for the difference of means", "(comparison)", means, bar, bar, seed),
-        _claim("SmolLM2: change of the log odds, G-ACT minus difference of means, above 0",
+        at_least("SmolLM2: the same for the difference of means", "(comparison)", means, bar, bar, seed),
+        at_least("SmolLM2: change of the log odds, G-ACT minus difference of means, above 0",
                "(one kind of prompt: need not)", change - means, 0.0, 0.0, seed),
         *(
-            _claim(f"SmolLM2: change of the log odds, {ours} minus ACT, above 0", "(above)",
+            at_least(f"SmolLM2: change of the log odds, {ours} minus ACT, above 0", "(above)",
                    found.change(ours) - found.change("ACT"), 0.0, 0.0, seed)
             for ours in ("G-ACT", "G-ACT, as far as ACT") if {ours, "ACT"} <= set(found.margins)
         ),
-        _row("SmolLM2: share of generated code in C++, above the unsteered one", "steered toward C++", cpp[1], cpp[0],
+        stated("SmolLM2: share of generated code in C++, above the unsteered one", "steered toward C++", cpp[1], cpp[0],
              cpp[1] > cpp[0]),
-        _row("SmolLM2: log perplexity of greedy code, steered minus unsteered, at most log 2", "(fluency)",
+        stated("SmolLM2: log perplexity of greedy code, steered minus unsteered, at most log 2", "(fluency)",
              ratio, 0.0, bool(ratio.high <= FLUENT)),
-        _claim("SmolLM2: probe accuracy on 12 arriving prompts, online minus frozen, mean over layers, above 0",
+        at_least("SmolLM2: probe accuracy on 12 arriving prompts, online minus frozen, mean over layers, above 0",
                "+15 % over ACT (Llama-3.2 3B)", online - found.frozen.to_numpy(), 0.0, 0.0, seed),
-        _claim("SmolLM2: refined probes minus always guessing the largest cluster, mean over layers, above 0", "(control)",
+        at_least("SmolLM2: refined probes minus always guessing the largest cluster, mean over layers, above 0", "(control)",
                online - found.frozen["majority"].to_numpy(), 0.0, 0.0, seed),
     ]  # fmt: skip
 
 
 # ---------------------------------------------------------------- rows
-
-
-def _claim(claim: str, paper: str, values: Any, least: float, baseline: float, seed: int) -> dict[str, Any]:
-    """A mean that should be at least `least` and, with its interval, above the baseline."""
-    found = bootstrap(np.asarray(values, dtype=float), seed=seed)
-    low = float(found.low) if found.n > 1 else float(found.value)
-    return _row(claim, paper, found, baseline, bool(found.value >= least - 1e-6 and low > baseline))
-
-
-def _row(claim: str, paper: str, found: Any, baseline: float, holds: bool) -> dict[str, Any]:
-    several = hasattr(found, "low") and found.n > 1
-    return {
-        "claim": claim, "paper": paper, "ours": float(getattr(found, "value", found)),
-        "interval": [float(found.low), float(found.high)] if several else None, "baseline": float(baseline), "holds": holds,
-    }  # fmt: skip

@@ -22,6 +22,7 @@ from nissl.concepts.vocabulary import NeuronVocabulary, WeightFolder, clamp_curv
 from nissl.errors import MissingExtraError
 from nissl.network import LanguageModel
 from nissl.runner import Runner
+from nissl.studies.claims import stated
 from nissl.trust.statistics import bootstrap
 
 TOP1, TOP1_FOLDED, RETRIEVED, AUC, SHUFFLED, FOLD_GAIN, KEPT_WITHIN = 0.9, 0.95, 0.95, 0.93, 0.05, 0.1, 0.03
@@ -75,12 +76,12 @@ def run(quick: bool = False, seed: int = 0, progress: bool = True) -> list[dict[
     ]  # fmt: skip
     shuffled = bootstrap(np.array([r["shuffled"] for r in near]), seed=seed)
     claims.append(
-        _row(f"decoding through a shuffled unembedding stays at most at {SHUFFLED:g}", "(control)", shuffled, 0.0,
+        stated(f"decoding through a shuffled unembedding stays at most at {SHUFFLED:g}", "(control)", shuffled, 0.0,
              bool(shuffled.value <= SHUFFLED))
     )  # fmt: skip
     kept = bootstrap(np.array([redrawn(seed + i) for i in range(n_seeds)]), seed=seed)
     claims.append(
-        _row("40 % of neurons redrawn: share of first tokens preserved, 0.6 within 0.03", "compares models", kept, 1.0,
+        stated("40 % of neurons redrawn: share of first tokens preserved, 0.6 within 0.03", "compares models", kept, 1.0,
              bool(abs(kept.value - 0.6) <= KEPT_WITHIN))
     )  # fmt: skip
     if quick:
@@ -96,7 +97,7 @@ def run(quick: bool = False, seed: int = 0, progress: bool = True) -> list[dict[
     held = int((ahead > 0).sum())
     found = bootstrap((ahead > 0).astype(float), seed=seed)
     claims.append(
-        _row(f"SmolLM2: clamping the found neuron beats 95 % of random ones, for at least {WORDS_MOVED} of 6 words", "always (dog)",
+        stated(f"SmolLM2: clamping the found neuron beats 95 % of random ones, for at least {WORDS_MOVED} of 6 words", "always (dog)",
              found, 0.05, held >= WORDS_MOVED)
     )  # fmt: skip
     minutes, peak = full_size(progress)
@@ -236,11 +237,4 @@ def full_size(progress: bool = True, neurons: int = 1024) -> tuple[float, float]
 def _claim(claim: str, paper: str, values: list[float], least: float, baseline: list[float]) -> dict[str, Any]:
     found = bootstrap(np.array(values))
     holds = bool(found.value >= least and found.value > np.mean(baseline))
-    return _row(f"{claim}, at least {least:g}", paper, found, float(np.mean(baseline)), holds)
-
-
-def _row(claim: str, paper: str, found: Any, baseline: float, holds: bool) -> dict[str, Any]:
-    interval = None if found.n < 2 else [float(found.low), float(found.high)]
-    return {
-        "claim": claim, "paper": paper, "ours": float(found.value), "interval": interval, "baseline": baseline, "holds": holds,
-    }  # fmt: skip
+    return stated(f"{claim}, at least {least:g}", paper, found, float(np.mean(baseline)), holds)

@@ -32,6 +32,7 @@ from nissl.intervention.feedback import (
 )
 from nissl.network import LanguageModel
 from nissl.runner import Runner
+from nissl.studies.claims import stated
 from nissl.trust.statistics import bootstrap
 
 KNOWN, KNOWN_LR, UNKNOWN, SHUFFLED = 0.88, 0.82, (0.42, 0.60), (0.44, 0.56)
@@ -234,16 +235,9 @@ def real(seed: int, progress: bool, n_fit: int = 200, n_items: int = 40, n_order
 def _least(claim: str, paper: str, values: list[float], least: float, baseline: list[float]) -> dict[str, Any]:
     found = bootstrap(np.array(values))
     holds = bool(found.value >= least and found.value > np.mean(baseline))
-    return _row(f"{claim}, at least {least:g}", paper, found, float(np.mean(baseline)), holds)
+    return stated(f"{claim}, at least {least:g}", paper, found, float(np.mean(baseline)), holds)
 
 
 def _within(claim: str, paper: str, values: list[float], low: float, high: float, baseline: float) -> dict[str, Any]:
     found = bootstrap(np.array(values))
-    return _row(f"{claim}, {low:g} to {high:g}", paper, found, baseline, bool(low <= found.value <= high))
-
-
-def _row(claim: str, paper: str, found: Any, baseline: float, holds: bool) -> dict[str, Any]:
-    interval = None if found.n < 2 else [float(found.low), float(found.high)]
-    return {
-        "claim": claim, "paper": paper, "ours": float(found.value), "interval": interval, "baseline": baseline, "holds": holds,
-    }  # fmt: skip
+    return stated(f"{claim}, {low:g} to {high:g}", paper, found, baseline, bool(low <= found.value <= high))

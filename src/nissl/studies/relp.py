@@ -305,6 +305,10 @@ def _on_model(
         claim = f"{where}: Pearson of RelP with patching, {kind}, at least {REAL:g}"
         yield _row(claim, PAPER[kind], row["r_changed"], [row["low_changed"], row["high_changed"]],
                    rows["atp", kind]["r_changed"], row["r_changed"] >= REAL)  # fmt: skip
+    for kind in KINDS:
+        row, atp = rows["ig", kind], rows["atp", kind]["r_changed"]
+        yield _row(f"{where}: Pearson of integrated gradients on nodes with patching, {kind}, above attribution patching",
+                   "(comparison)", row["r_changed"], [row["low_changed"], row["high_changed"]], atp, row["r_changed"] > atp)  # fmt: skip
     won = agreement_gain(found["relp"], found["atp"], truth, seed=seed).to_dict("records")
     for row in won:
         claim = f"{where}: RelP minus attribution patching, {row['kind']}, above 0"

@@ -30,6 +30,7 @@ from nissl.concepts import (
 from nissl.errors import MissingExtraError
 from nissl.network import Edit, LanguageModel, Pass, Set
 from nissl.runner import Runner
+from nissl.studies.claims import at_least, stated
 from nissl.trust.statistics import bootstrap
 
 COSINE = 0.93
@@ -67,16 +68,16 @@ def run(quick: bool = False, seed: int = 0, progress: bool = True) -> list[dict[
     console.print("planted features: mean cosine", table)
     found, rivals = table["snmf"].to_numpy(), table[["dense", "svd", "kmeans"]].max(axis=1).to_numpy()
     claims = [
-        _claim("planted features: cosine with those found", "(recovers features)", found, COSINE, float(rivals.mean())),
-        _claim("planted: cosine minus the best of dense, SVD and k-means", "(ahead)", found - rivals, AHEAD_OF_DENSE, 0.0),
-        _claim("planted: cosine minus NMF of clipped activations", "(ahead)", found - table["nmf"], AHEAD_OF_NMF, 0.0),
-        _claim("planted: cosine minus a TopK SAE of the same size", "(none)", found - table["sae"], 0.0, 0.0),
-        _row(f"dense updates: largest relative rise of the loss, at most {RISE:g}", "never rises",
+        at_least("planted features: cosine with those found", "(recovers features)", found, COSINE, float(rivals.mean())),
+        at_least("planted: cosine minus the best of dense, SVD and k-means", "(ahead)", found - rivals, AHEAD_OF_DENSE, 0.0),
+        at_least("planted: cosine minus NMF of clipped activations", "(ahead)", found - table["nmf"], AHEAD_OF_NMF, 0.0),
+        at_least("planted: cosine minus a TopK SAE of the same size", "(none)", found - table["sae"], 0.0, 0.0),
+        stated(f"dense updates: largest relative rise of the loss, at most {RISE:g}", "never rises",
              bootstrap(table["rise"]), 0.0, bool(table["rise"].max() <= RISE)),
     ]  # fmt: skip
     right = np.array([on_families(s, 2 if quick else 5) for s in seeds], dtype=float)
     console.print(f"families: features that go to their parent, of 10: {right.astype(int).tolist()}")
-    claims.append(_row(f"families: features of 10 that go to their parent, at least {CHILDREN} for every seed",
+    claims.append(stated(f"families: features of 10 that go to their parent, at least {CHILDREN} for every seed",
                        "related features share parents", bootstrap(right), 10 / 3, bool(right.min() >= CHILDREN)))  # fmt: skip
     if quick:
         return claims
@@ -261,36 +262,20 @@ def _on_language(detected: pd.DataFrame, steered: pd.DataFrame, seed: int) -> It
 
     best = auc("snmf").reshape(-1, len(TOPICS))
     topics = (best >= AUC).sum(1)
-    yield _row(f"SmolLM2: topics of 3 that a feature detects on unseen sentences (AUC at least {AUC:g}), at least 2",
+    yield stated(f"SmolLM2: topics of 3 that a feature detects on unseen sentences (AUC at least {AUC:g}), at least 2",
                "features detect concepts", bootstrap(topics, seed=seed), 0.0, bool((topics >= 2).all()))  # fmt: skip
-    yield _claim(
+    yield at_least(
         "SmolLM2: AUC of the chosen feature", "detects concepts", auc("snmf"), 0.0, float(auc("random").mean()), seed
     )
     for rival, paper in (("sae", "(comparable or better)"), ("wide sae", "(comparable or better)"), ("diffmean", "-")):
-        yield _claim(f"SmolLM2: AUC minus that of {rival}", paper, auc("snmf") - auc(rival), 0.0, 0.0, seed)
+        yield at_least(f"SmolLM2: AUC minus that of {rival}", paper, auc("snmf") - auc(rival), 0.0, 0.0, seed)
     for kl in KLS:
         ours = gain("snmf", kl)
-        yield _claim(f"SmolLM2: steering at {kl:g} nats, gain of the topic's log-likelihood a token over other topics",
+        yield at_least(f"SmolLM2: steering at {kl:g} nats, gain of the topic's log-likelihood a token over other topics",
                      "steers", ours, 0.0, 0.0, seed)  # fmt: skip
         for rival in ("sae", "wide sae", "diffmean", "random"):
             claim = f"SmolLM2: steering at {kl:g} nats, gain minus that of {rival}"
-            yield _claim(claim, "above", ours - gain(rival, kl), 0.0, 0.0, seed)
-
-
-def _claim(claim: str, paper: str, values: Any, least: float, baseline: float, seed: int = 0) -> dict[str, Any]:
-    """A mean that should be at least `least` and, with its interval, above the baseline."""
-    found = bootstrap(np.asarray(values, dtype=float), seed=seed)
-    low = float(found.low) if found.n > 1 else float(found.value)
-    holds = bool(found.value >= least and low > baseline)
-    return _row(f"{claim}, at least {least:g}" if least else claim, paper, found, baseline, holds)
-
-
-def _row(claim: str, paper: str, found: Any, baseline: float, holds: bool) -> dict[str, Any]:
-    interval = None if found.n < 2 else [float(found.low), float(found.high)]
-    return {
-        "claim": claim, "paper": paper, "ours": float(found.value), "interval": interval, "baseline": baseline,
-        "holds": holds,
-    }  # fmt: skip
+            yield at_least(claim, "above", ours - gain(rival, kl), 0.0, 0.0, seed)
 
 
 # ---------------------------------------------------------------- planted structure

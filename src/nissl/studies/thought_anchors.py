@@ -26,6 +26,7 @@ from nissl.attribution.thoughts import AttentionSuppression, ReceiverHeads, abla
 from nissl.errors import MissingExtraError
 from nissl.network import LanguageModel, Pass
 from nissl.runner import Runner
+from nissl.studies.claims import at_least, at_most, stated
 from nissl.trust.statistics import bootstrap
 
 ACCURACY = 0.95
@@ -92,26 +93,26 @@ def run(quick: bool = False, seed: int = 0, progress: bool = True) -> list[dict[
         for name, values in measured.items():
             found.setdefault(name, []).extend(values)
     claims = [
-        _claim("the models know the totals of unseen ledgers", "(precondition)", found["accuracy"], ACCURACY, 0.1, seed),
-        _claim("resampling importance ranks what matters above what does not (pairs)", "few sentences steer the answer",
+        at_least("the models know the totals of unseen ledgers", "(precondition)", found["accuracy"], ACCURACY, 0.1, seed),
+        at_least("resampling importance ranks what matters above what does not (pairs)", "few sentences steer the answer",
                found["resampling"], BLACK_BOX, 0.5, seed),
-        _claim("counterfactual importance ranks what matters above what does not (pairs)", "few sentences steer the answer",
+        at_least("counterfactual importance ranks what matters above what does not (pairs)", "few sentences steer the answer",
                found["counterfactual"], BLACK_BOX, 0.5, seed),
-        _within("resampling importance against the task's own, mean distance in nats", "(control)", found["distance"],
+        at_most("resampling importance against the task's own, mean distance in nats", "(control)", found["distance"],
                 EXACT_WITHIN, float(np.mean(found["distance of 0"])), seed),
-        _claim("share of resampling importance that goes to the two that matter among six", "disproportionate",
+        at_least("share of resampling importance that goes to the two that matter among six", "disproportionate",
                found["share"], SHARE_OF_ANCHORS, 1 / 3, seed),
-        _claim("receiver heads rank what matters above what does not (pairs)", "receiver heads attend to anchors",
+        at_least("receiver heads rank what matters above what does not (pairs)", "receiver heads attend to anchors",
                found["receiver"], WHITE_BOX, 0.5, seed),
-        _claim("receiver heads minus the other heads of their layers (pairs)", "receiver heads attend to anchors",
+        at_least("receiver heads minus the other heads of their layers (pairs)", "receiver heads attend to anchors",
                found["receiver - others"], 0.0, 0.0, seed),
-        _claim("suppression ranks what matters above what does not (pairs)", "masking anchors changes later sentences",
+        at_least("suppression ranks what matters above what does not (pairs)", "masking anchors changes later sentences",
                found["suppression"], WHITE_BOX, 0.5, seed),
-        _claim("resampling and suppression agree (rank correlation within a ledger)", "methods agree (case study)",
+        at_least("resampling and suppression agree (rank correlation within a ledger)", "methods agree (case study)",
                found["agreement"], 0.0, 0.0, seed),
-        _claim("forced-answer importance: computing steps minus sentences that give values", "favours computations",
+        at_least("forced-answer importance: computing steps minus sentences that give values", "favours computations",
                found["forced: steps - values"], 0.0, 0.0, seed),
-        _claim("share of totals lost without receiver heads, minus without others of their layers", "larger",
+        at_least("share of totals lost without receiver heads, minus without others of their layers", "larger",
                found["ablation"], ABLATION, 0.0, seed),
     ]  # fmt: skip
     if not quick:
@@ -339,39 +340,11 @@ def on_smollm2(seed: int = 0, progress: bool = False) -> list[dict[str, Any]]:
             blocks.append(method.blocks(network, trace, runner))
     found = method.fit(blocks)
     return [
-        _claim("SmolLM2: hiding the sentence that brings a rare word up moves its repetition most", "masking anchors "
+        at_least("SmolLM2: hiding the sentence that brings a rare word up moves its repetition most", "masking anchors "
                "changes later sentences", right, CODE_WORD, 1 / 8, seed),
-        _row("SmolLM2: kurtosis of heads in even and odd texts, correlation", "reliable", bootstrap([found.reliability]),
+        stated("SmolLM2: kurtosis of heads in even and odd texts, correlation", "reliable", bootstrap([found.reliability]),
              0.0, found.reliability > RELIABLE),
     ]  # fmt: skip
 
 
 # ---------------------------------------------------------------- claims
-
-
-def _claim(claim: str, paper: str, values: Sequence[float], least: float, baseline: float, seed: int) -> dict[str, Any]:
-    """A mean that should be at least `least` and, with its interval, above what knowing nothing gives."""
-    found = bootstrap(values, seed=seed)
-    low = float(found.low) if found.n > 1 else float(found.value)
-    return _row(
-        f"{claim}, at least {least:g}" if least else claim,
-        paper,
-        found,
-        baseline,
-        bool(found.value >= least and low > baseline),
-    )
-
-
-def _within(claim: str, paper: str, values: Sequence[float], most: float, baseline: float, seed: int) -> dict[str, Any]:
-    """A mean distance that should be at most `most`, and below that of saying 0."""
-    found = bootstrap(values, seed=seed)
-    high = float(found.high) if found.n > 1 else float(found.value)
-    return _row(f"{claim}, at most {most:g}", paper, found, baseline, bool(found.value <= most and high < baseline))
-
-
-def _row(claim: str, paper: str, found: Any, baseline: float, holds: bool) -> dict[str, Any]:
-    interval = None if found.n < 2 else [float(found.low), float(found.high)]
-    return {
-        "claim": claim, "paper": paper, "ours": float(found.value), "interval": interval, "baseline": baseline,
-        "holds": holds,
-    }  # fmt: skip

@@ -42,6 +42,7 @@ from nissl.models.text import AttentiveBiLSTM, TextTransformer, Vocabulary, trai
 from nissl.network import Network
 from nissl.runner import Asking, Explained, Question, Runner, explained
 from nissl.sources.sentiment import load_sentiment
+from nissl.studies.claims import stated
 from nissl.trust.agreement import AttributionAgreement, kendall
 from nissl.trust.faithfulness import RegionCurves
 from nissl.trust.statistics import bootstrap
@@ -360,11 +361,7 @@ def _claim(
         claim, holds = f"{claim}, at least {least:g}", bool(found.value >= least and low > baseline)
     else:
         claim, holds = f"{claim}, at most {most:g}", bool(most is not None and high <= most)
-    interval = [low, high] if several else None
-    return {
-        "claim": claim, "paper": paper, "ours": float(found.value), "interval": interval, "baseline": baseline,
-        "holds": holds,
-    }  # fmt: skip
+    return stated(claim, paper, found, baseline, holds)
 
 
 def _pair(both: xr.Dataset, a: str, b: str) -> np.ndarray:
