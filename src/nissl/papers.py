@@ -147,8 +147,11 @@ PAPERS: tuple[Paper, ...] = (
         "Less is More: Efficient Black-box Attribution via Minimal Interpretable Subset Selection",
         2025,
         "attribution",
-        "Orders image regions by a greedy search from both ends, for a set score with diminishing returns, and "
-        "needs nothing from the network but its outputs.",
+        "Orders image regions by a greedy search from both ends for a score of sets of regions, and needs nothing from the "
+        "network but its outputs.",
+        object="nissl.attribution.LiMA",
+        study="nissl.studies.lima",
+        status="works",
     ),
     Paper(
         "smdl",
@@ -157,6 +160,9 @@ PAPERS: tuple[Paper, ...] = (
         "attribution",
         "Picks a few small image regions one after another so that a set score joining confidence, "
         "effectiveness, consistency and collaboration grows the most.",
+        object="nissl.attribution.SMDL",
+        study="nissl.studies.smdl",
+        status="works",
     ),
     Paper(
         "neuron-path",
@@ -165,6 +171,9 @@ PAPERS: tuple[Paper, ...] = (
         "attribution",
         "Walks through a vision transformer layer by layer, adding the neuron that raises the joint influence of "
         "the path so far on the prediction.",
+        object="nissl.attribution.NeuronPath",
+        study="nissl.studies.neuron_path",
+        status="works",
     ),
     Paper(
         "causal-paths",
@@ -173,6 +182,9 @@ PAPERS: tuple[Paper, ...] = (
         "attribution",
         "Switches paths through the hidden layers on and off and keeps those whose removal changes the "
         "prediction, as a causal graph for a task.",
+        object="nissl.attribution.CausalPaths",
+        study="nissl.studies.causal_paths",
+        status="works",
     ),
     Paper(
         "xai-agreement",
@@ -215,6 +227,9 @@ PAPERS: tuple[Paper, ...] = (
         "concepts",
         "Factorises the activations of image crops into a few concepts, ranks them by Sobol indices, splits them "
         "again in earlier layers, and maps where each one is.",
+        object="nissl.concepts.Craft",
+        study="nissl.studies.craft",
+        status="works",
     ),
     Paper(
         "milan",
@@ -223,6 +238,9 @@ PAPERS: tuple[Paper, ...] = (
         "concepts",
         "Describes a visual neuron in words, by searching the phrase that is most specific to the image regions "
         "where the neuron fires.",
+        object="nissl.concepts.Milan",
+        study="nissl.studies.milan",
+        status="works",
     ),
     Paper(
         "multifaceted",
@@ -232,6 +250,9 @@ PAPERS: tuple[Paper, ...] = (
         "concepts",
         "Groups the images that excite one neuron into kinds and synthesises one picture for each kind, instead "
         "of a single picture that mixes them.",
+        object="nissl.concepts.Facets",
+        study="nissl.studies.multifaceted",
+        status="works",
     ),
     Paper(
         "g-act",
@@ -262,6 +283,9 @@ PAPERS: tuple[Paper, ...] = (
         "intervention",
         "Walks across an image along directions that leave the network's confidence as it was, until the picture "
         "shows something else, and measures the flat region found on the way.",
+        object="nissl.intervention.LevelSetTraversal",
+        study="nissl.studies.blind_spots",
+        status="works",
     ),
     Paper(
         "cdev",

@@ -212,6 +212,16 @@ def test_edits_touch_the_path_at_its_tokens_only(net, images):
     assert 0.2 < float(half.double().mean()) < 0.6
 
 
+def test_influence_of_given_units_is_that_of_the_search(net, images):
+    method = NeuronPath(steps=3, width=2)
+    found = method.find(net, images, 1)
+    torch.testing.assert_close(method.influence(net, images, found.units, 1), found.influence)
+    others = (found.units + 1) % 12
+    assert (method.influence(net, images, others, 1) != found.influence).all()
+    with pytest.raises(InputError, match="units must be"):
+        method.influence(net, images, found.units[:1], 1)
+
+
 def test_profiles_count_units_of_a_class(net, images):
     found = NeuronPath(steps=2).find(net, images, 1)
     profile = found.profile(["a", "b", "a"])

@@ -12,6 +12,7 @@ from nissl.attribution.attention import AttentionFlow, AttentionRollout, Attenti
 from nissl.attribution.base import Method
 from nissl.attribution.baselines import EdgeDetector, RandomScores
 from nissl.attribution.cams import AblationCAM, GradCAM, GradCAMPlusPlus, LayerCAM, ScoreCAM
+from nissl.attribution.causal_paths import CausalGraph, CausalMap, CausalPaths
 from nissl.attribution.circuits import (
     EdgePatching,
     FeaturePatching,
@@ -27,6 +28,8 @@ from nissl.attribution.gradients import (
     SmoothGrad,
     VarGrad,
 )
+from nissl.attribution.hsic import HSIC
+from nissl.attribution.neuron_path import NeuronPath, Paths, activation_path, hidden_sites
 from nissl.attribution.patching import (
     ActivationPatching,
     AttributionPatching,
@@ -55,6 +58,15 @@ from nissl.attribution.sentences import (
     split_sentences,
 )
 from nissl.attribution.shapley import LIME, KernelSHAP, ShapleySampling
+from nissl.attribution.subsets import (
+    SMDL,
+    LiMA,
+    Ranking,
+    average_highest_confidence,
+    evidential_loss,
+    plot_ranking,
+    search_passes,
+)
 from nissl.attribution.thoughts import (
     AttentionSuppression,
     Received,
@@ -68,16 +80,19 @@ from nissl.attribution.tracing import Choice, TraceResult, choose_approximation,
 from nissl.errors import InputError
 
 __all__ = [
-    "LIME", "LRP", "METHODS", "RISE", "AblationCAM", "ActivationPatching", "AttentionFlow", "AttentionRollout",
-    "AttentionSuppression", "AttentionWeights", "AttributionPatching", "Bank", "Choice", "DeconvNet", "DeepLIFT",
-    "EdgeDetector", "EdgePatching", "ExpectedGradients", "FeaturePatching", "GradCAM", "GradCAMPlusPlus", "Graph",
-    "GuidedBackprop", "InputXGradient", "IntegratedGradients", "KernelSHAP", "LayerCAM", "Method", "MiniLMEmbedder",
-    "NodeIntegratedGradients", "Nodes", "Occlusion", "Patching", "QueryValueAttribution", "RandomScores", "Received",
-    "ReceiverHeads", "RelevancePatching", "Resampling", "Saliency", "ScoreCAM", "Sentence", "ShapleySampling",
-    "SmoothGrad", "TfidfEmbedder", "ThoughtAnchors", "Thoughts", "Trace", "TraceResult",
-    "VarGrad", "ablate_heads", "agreement", "agreement_gain", "answer_kl", "by_tag", "choose_approximation",
-    "edge_circuit", "feature_circuit", "final_answer", "head_edits", "label_by_rules", "last_number", "method",
-    "nodes_of", "patch", "plot_nodes", "plot_query_value", "split_sentences", "top_layers", "trace",
+    "HSIC", "LIME", "LRP", "METHODS", "RISE", "SMDL", "AblationCAM", "ActivationPatching", "AttentionFlow",
+    "AttentionRollout", "AttentionSuppression", "AttentionWeights", "AttributionPatching", "Bank",
+    "CausalGraph", "CausalMap", "CausalPaths", "Choice", "DeconvNet", "DeepLIFT", "EdgeDetector",
+    "EdgePatching", "ExpectedGradients", "FeaturePatching", "GradCAM", "GradCAMPlusPlus", "Graph",
+    "GuidedBackprop", "InputXGradient", "IntegratedGradients", "KernelSHAP", "LayerCAM", "LiMA", "Method",
+    "MiniLMEmbedder", "NeuronPath", "NodeIntegratedGradients", "Nodes", "Occlusion", "Patching", "Paths",
+    "QueryValueAttribution", "RandomScores", "Ranking", "Received", "ReceiverHeads", "RelevancePatching",
+    "Resampling", "Saliency", "ScoreCAM", "Sentence", "ShapleySampling", "SmoothGrad", "TfidfEmbedder",
+    "ThoughtAnchors", "Thoughts", "Trace", "TraceResult", "VarGrad", "ablate_heads", "activation_path",
+    "agreement", "agreement_gain", "answer_kl", "average_highest_confidence", "by_tag", "choose_approximation",
+    "edge_circuit", "evidential_loss", "feature_circuit", "final_answer", "head_edits", "hidden_sites",
+    "label_by_rules", "last_number", "method", "nodes_of", "patch", "plot_nodes", "plot_query_value",
+    "plot_ranking", "search_passes", "split_sentences", "top_layers", "trace",
 ]  # fmt: skip
 
 METHODS: dict[str, type[Method]] = {
@@ -86,7 +101,8 @@ METHODS: dict[str, type[Method]] = {
         Saliency, InputXGradient, IntegratedGradients, SmoothGrad, VarGrad, ExpectedGradients,
         GuidedBackprop, DeconvNet, DeepLIFT, LRP,
         GradCAM, GradCAMPlusPlus, LayerCAM, ScoreCAM, AblationCAM,
-        Occlusion, RISE,
+        Occlusion, RISE, HSIC,
+        LiMA, SMDL,
         LIME, KernelSHAP, ShapleySampling,
         AttentionRollout, AttentionFlow, AttentionWeights,
         RandomScores, EdgeDetector,

@@ -272,16 +272,7 @@ class NeuronPath:
         GradientError
             The network has no gradients.
         """
-        instance("network", network, Network)
-        if not network.differentiable:
-            raise GradientError(f"{network.name} has no gradients, which a path is found by")
-        runner = Runner() if runner is None else runner
-        questions = make_questions(network, inputs, of, seed)
-        sites = tuple(hidden_sites(network, questions[0].inputs) if self.sites is None else self.sites)
-        if not sites:
-            raise InputError("sites is empty: name at least one hidden site")
-        for s in sites:
-            network.locate(s)
+        questions, sites, runner = self._asked(network, inputs, of, runner, seed)
         jobs = [Job("neuron_path", i, network, lambda q=q: self._search(q, sites)) for i, q in enumerate(questions)]
         done = {job.key: result for job, result in runner.drive(jobs, len(jobs), "paths of neurons")}
         found = [done[i] for i in range(len(jobs))]
@@ -297,7 +288,54 @@ class NeuronPath:
             {"forward": 1 + sweeps * self.steps, "backward": sweeps * self.steps},
         )  # fmt: skip
 
-    def _search(self, q: Question, sites: tuple[str, ...]) -> Asking[_Found]:
+    def influence(
+        self,
+        network: Network,
+        inputs: Any,
+        units: Tensor,
+        of: Any = None,
+        *,
+        runner: Runner | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        """Joint influence of given units, (n_examples,).
+
+        Parameters
+        ----------
+        network, inputs, of, runner
+            As in `find`.
+        units : Tensor of int (n_examples, n_layers, width)
+            Such as another method's choice.
+        """
+        questions, sites, runner = self._asked(network, inputs, of, runner, seed)
+        units = torch.as_tensor(units)
+        if units.ndim != 3 or units.shape[:2] != (len(questions), len(sites)):
+            raise InputError(
+                f"units must be (examples, layers, width) with {len(questions)} examples and {len(sites)} layers, got "
+                f"shape {tuple(units.shape)}"
+            )
+        jobs = [
+            Job("neuron_path", i, network, lambda q=q, u=u: self._joint_of(q, sites, u))
+            for i, (q, u) in enumerate(zip(questions, units, strict=True))
+        ]
+        done = {job.key: result for job, result in runner.drive(jobs, len(jobs), "influence of paths")}
+        return torch.stack([done[i] for i in range(len(jobs))]).cpu()
+
+    def _asked(
+        self, network: Network, inputs: Any, of: Any, runner: Runner | None, seed: int
+    ) -> tuple[list[Question], tuple[str, ...], Runner]:
+        instance("network", network, Network)
+        if not network.differentiable:
+            raise GradientError(f"{network.name} has no gradients, which a path is found by")
+        questions = make_questions(network, inputs, of, seed)
+        sites = tuple(hidden_sites(network, questions[0].inputs) if self.sites is None else self.sites)
+        if not sites:
+            raise InputError("sites is empty: name at least one hidden site")
+        for s in sites:
+            network.locate(s)
+        return questions, sites, Runner() if runner is None else runner
+
+    def _clean(self, q: Question, sites: tuple[str, ...]) -> Asking[tuple[_Path, Tensor]]:
         if q.target.name == "class_logit":
             q = q.about(target.probability(int(q.target.values[0])))
         clean = yield q.ask(read=sites)
@@ -307,16 +345,27 @@ class NeuronPath:
                 raise InputError(f"{site!r} holds {tuple(t.shape[1:])} for each example; needed is (tokens, units)")
             if self.width > t.shape[2]:
                 raise InputError(f"width={self.width}, but {site!r} has {t.shape[2]} units")
-        path = _Path(q, sites, reads, self.tokens, self._points(reads[0]))
+        return _Path(q, sites, reads, self.tokens, self._points(reads[0])), clean.scalar[0]
+
+    def _search(self, q: Question, sites: tuple[str, ...]) -> Asking[_Found]:
+        path, value = yield from self._clean(q, sites)
         units: list[Tensor] = []
         scores: list[Tensor] = []
         for layer in range(len(sites)):
             scores.append((yield from (self._each if self.exact else self._together)(path, units, layer)))
             units.append(scores[-1].topk(self.width).indices)
+        influence = yield from self._joint(path, units)
+        return _Found(torch.stack(units), influence, value, scores)
+
+    def _joint_of(self, q: Question, sites: tuple[str, ...], units: Tensor) -> Asking[Tensor]:
+        path, _ = yield from self._clean(q, sites)
+        return (yield from self._joint(path, list(units.to(path.clean[0].device))))
+
+    def _joint(self, path: _Path, units: list[Tensor]) -> Asking[Tensor]:
+        """Joint influence of the units of all blocks, summed over tokens."""
         grads = yield from path.gradients([path.scaled(i, u) for i, u in enumerate(units)])
         w, g = (torch.cat([t[i][:, u] for i, u in enumerate(units)], 1) for t in (path.clean, grads))
-        influence = w.sum(1) * g.sum(1) if self.cross_terms else (w * g).sum(1)
-        return _Found(torch.stack(units), influence.sum(), clean.scalar[0], scores)
+        return (w.sum(1) * g.sum(1) if self.cross_terms else (w * g).sum(1)).sum()
 
     def _points(self, like: Tensor) -> Tensor:
         return (torch.arange(self.steps, device=like.device) + (0.5 if self.midpoint else 0.0)).to(

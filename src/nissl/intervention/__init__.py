@@ -55,6 +55,17 @@ from nissl.intervention.feedback import (
     surface_observer,
 )
 from nissl.intervention.latent import Clusters, Probes, act_shift, fit_logistic, mixed
+from nissl.intervention.level_sets import (
+    LevelSetTraversal,
+    Traversal,
+    distances,
+    hull,
+    plot_star,
+    plot_triangle,
+    segment,
+    triangle_metrics,
+    width,
+)
 from nissl.intervention.steering import (
     GACT,
     NEUTRAL,
@@ -69,11 +80,13 @@ from nissl.intervention.steering import (
 __all__ = [
     "ACE", "ACT", "EDITORS", "GACT", "MEMIT", "NEUTRAL", "PMET", "ROME", "Activations", "Calibrated", "Chain",
     "Clusters", "Contrast", "DiffMeanSteering", "DirectionSteering", "Edited", "Editor", "FineTune",
-    "LanguageSubject", "NeurofeedbackAxis", "NeuronSteering", "Probes", "RandomSteering", "Refinement", "Request",
-    "SteerResult", "Steering", "SteeringEdits", "Subject", "accessible_axes", "act_shift", "answer_log_probs",
-    "apply_delta", "calibrate", "code_language", "cohens_d", "concept_bias", "control", "control_precision",
-    "divergence", "edit", "effects", "final_accuracy", "fit_logistic", "generate", "ideal_observer",
-    "key_covariances", "labels_of", "locality", "margin", "mixed", "multi_hop", "perplexity", "plot_margins",
-    "plot_probe_accuracy", "plot_reports", "probabilities", "read_contrast", "read_delta", "report", "rewrite",
-    "sentence_states", "solve", "steer", "steered_divergence", "surface_observer",
+    "LanguageSubject", "LevelSetTraversal", "NeurofeedbackAxis", "NeuronSteering", "Probes", "RandomSteering",
+    "Refinement", "Request", "SteerResult", "Steering", "SteeringEdits", "Subject", "Traversal",
+    "accessible_axes", "act_shift", "answer_log_probs", "apply_delta", "calibrate", "code_language",
+    "cohens_d", "concept_bias", "control", "control_precision", "distances", "divergence", "edit", "effects",
+    "final_accuracy", "fit_logistic", "generate", "hull", "ideal_observer", "key_covariances", "labels_of",
+    "locality", "margin", "mixed", "multi_hop", "perplexity", "plot_margins", "plot_probe_accuracy",
+    "plot_reports", "plot_star", "plot_triangle", "probabilities", "read_contrast", "read_delta", "report",
+    "rewrite", "segment", "sentence_states", "solve", "steer", "steered_divergence", "surface_observer",
+    "triangle_metrics", "width",
 ]  # fmt: skip

@@ -460,10 +460,12 @@ class Network:
     def rows_at_once(self, question: Any) -> int:
         """Rows that one batch of such a question may hold, where the user sets no number.
 
-        About 8 MB of input: enough to keep a processor busy, few enough for its caches.
+        About 8 MB of input: enough to keep a processor busy. 2 MB on a CPU, where the activations of larger batches leave
+        the caches, and their memory is given back to the system after each batch and asked for again.
         """
         row = sum(v[0].numel() * v.element_size() for v in question.inputs.values() if isinstance(v, Tensor))
-        return int(np.clip(2 ** round(np.log2(2**23 / max(row, 1))), 4, 1024))
+        wanted = 2**21 if self.device.type == "cpu" else 2**23
+        return int(np.clip(2 ** round(np.log2(wanted / max(row, 1))), 4, 1024))
 
     def attention(self, modules: Iterable[nn.Module], found: Found) -> AbstractContextManager[None]:
         """While it holds, attention scores and patterns inside the modules go through a function; see `Found`."""

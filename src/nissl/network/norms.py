@@ -24,8 +24,9 @@ Folds = dict[nn.Module, nn.Module]
 _CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_PROPERTIES: tuple[Any, ...] = (
-    Tensor.dim, Tensor.size, Tensor.shape.__get__, Tensor.ndim.__get__, Tensor.dtype.__get__, Tensor.device.__get__,
+_ATTRIBUTES: Any = Tensor
+_PROPERTIES = (
+    Tensor.dim, Tensor.size, *(getattr(_ATTRIBUTES, name).__get__ for name in ("shape", "ndim", "dtype", "device")),
 )  # fmt: skip
 """What may be asked of a convolution's output without looking at its numbers."""
 
@@ -41,7 +42,7 @@ def find_folds(modules: Iterable[nn.Module], call: Callable[[], Any]) -> Folds:
         Runs the network on one row.
     """
     modules = list(modules)
-    layers = [m for m in modules if isinstance(m, _LAYERS) and m._parameters.get("weight") is not None]
+    layers: list[nn.Module] = [m for m in modules if isinstance(m, _LAYERS) and m._parameters.get("weight") is not None]
     if not layers or not any(isinstance(m, _NORMS) for m in modules):
         return {}
     with _Watch(modules, layers) as watch:

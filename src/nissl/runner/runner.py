@@ -119,7 +119,7 @@ class Runner:
     Parameters
     ----------
     batch_size : int, optional
-        Rows in a batch; where not given, as many as hold 8 MB of inputs, between 16 and 1024.
+        Rows in a batch; where not given, as the network says (`Network.rows_at_once`): 2 MB of input on a CPU, else 8 MB.
     memory : int, default 1 GiB
         Bytes of answers kept for Passes that are asked again.
     folder : path, optional
