@@ -79,9 +79,9 @@ def test_a_paper_that_works_has_an_object_and_a_study(row: Paper) -> None:
 
 def test_a_row_cannot_claim_to_work_without_evidence() -> None:
     with pytest.raises(InputError, match="no object or no study"):
-        dataclasses.replace(paper("craft"), status="works")
+        dataclasses.replace(paper("diffroar"), status="works")
     with pytest.raises(InputError, match="rooms are attribution"):
-        dataclasses.replace(paper("craft"), room="kitchen")
+        dataclasses.replace(paper("diffroar"), room="kitchen")
 
 
 def test_lookup_names_near_matches() -> None:

@@ -193,6 +193,8 @@ def test_every_method_has_its_key():
     for module in pkgutil.iter_modules(nissl.attribution.__path__):
         importlib.import_module(f"nissl.attribution.{module.name}")
     own = {c for c in concrete(Method) if c.__module__.startswith("nissl.attribution.")}
+    # what needs something found before, such as causal maps a graph for each class, has no key to be made by
+    own = {c for c in own if all(p.default is not p.empty for p in inspect.signature(c).parameters.values())}
     assert set(METHODS.values()) == own
     assert all(key == cls.name for key, cls in METHODS.items())
     assert len({cls.title for cls in METHODS.values()}) == len(METHODS)
