@@ -95,6 +95,8 @@ def audit(
         examples = 10 if examples is None else examples
     inputs = load_data(data, loaded, examples, seed)
     network = Network(loaded.module, device=device_of(device), name=loaded.name)
+    if network.device.type == "cpu":
+        _keep_freed_memory()
     targets: Any = None
     if target == "label":
         if inputs.labels is None:
@@ -329,7 +331,6 @@ def _reasons(result: Any) -> Table:
 def main() -> None:
     """Entry point: errors that nissl raises on purpose are one line, not a traceback."""
     warnings.showwarning = _show_warning
-    _keep_freed_memory()
     try:
         app()
     except NisslError as error:
@@ -344,7 +345,8 @@ def _keep_freed_memory() -> None:
     """Have glibc keep large freed blocks for the next batch instead of giving each back to the system.
 
     Every activation of a batch is tens of megabytes: given back and asked for again, it costs a page fault every 4 KiB,
-    a third of the time of a gradient. Only here, where the process is nissl's own; never on import.
+    a third of the time of a gradient. Only here, where the process is nissl's own and batches are alike: blocks of ever
+    new sizes, as in generation, would leave gaps that are never given back.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -364,8 +364,9 @@ class Network:
             torch.autocast(self.device.type, dtype=self.autocast) if self.autocast is not None else nullcontext()
         )
         try:
-            for m, _ in modes:
-                m.training = False
+            for m, mode in modes:
+                if mode:
+                    m.training = False
             for p in trainable:
                 p.requires_grad_(False)
             with torch.enable_grad() if gradients else torch.no_grad(), precision:
@@ -374,7 +375,8 @@ class Network:
             for p in trainable:
                 p.requires_grad_(True)
             for m, mode in modes:
-                m.training = mode
+                if m.training is not mode:
+                    m.training = mode
             for m, held, values in buffers:
                 if list(map(id, m._buffers.values())) != list(map(id, held.values())):
                     m._buffers.clear()
