@@ -478,6 +478,9 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "discard": (*SHARE, 1), "kernel_width": (*SHARE, 0), "alpha": (0, -1, float("nan"), "1"), "epsilon": SHARE,
     "gamma": SHARE, "low": (1.0, "a", float("nan")), "high": (1.0, "a", float("nan")), "upsample": FLAG, "softmax": FLAG,
     "centred": FLAG, "quadrature": NAME, "what": NAME, "composite": NAME, "linear_model": NAME, "fusion": NAME,
+    "regions": OPTIONAL_COUNT, "division": ("nope", 3), "consistency": SHARE, "collaboration": SHARE, "confidence": SHARE,
+    "effectiveness": SHARE, "search": NAME, "pending": (*COUNT, 1), "k": OPTIONAL_COUNT, "evidence": ("nope", 3),
+    "features": (3, True), "prior": (3, None), "passes": OPTIONAL_COUNT,
     "merging": NAME, "gather": NAME, "max_tokens": (*COUNT, 1), "query": ("nope", 1.5, True, 99), "layer": (3, True, "", "nope"), "baseline": BASELINE,
 }  # fmt: skip
 """Values that no parameter of that name can have, for every parameter of every method."""

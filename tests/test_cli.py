@@ -133,7 +133,7 @@ def test_methods_and_papers_and_sites_as_json(here, monkeypatch, capsys):
         (["audit", "--model", "mine:net", "--data", "data.npz", "--device", "warp"], "warp"),
         (["audit", "--model", "mine:net", "--data", "data.npz", "--target", "best"], "predicted"),
         (["reproduce", "no-such-paper"], "no-such-paper"),
-        (["reproduce", "craft"], "no study yet"),
+        (["reproduce", "diffroar"], "no study yet"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(here, monkeypatch, capsys, words, says):

@@ -95,8 +95,8 @@ def audit(
         examples = 10 if examples is None else examples
     inputs = load_data(data, loaded, examples, seed)
     network = Network(loaded.module, device=device_of(device), name=loaded.name)
-    if network.device.type == "cpu":
-        _keep_freed_memory()
+    if network.device.type == "cpu" and _keep_freed_memory():
+        network.batch_bytes = 2**23
     targets: Any = None
     if target == "label":
         if inputs.labels is None:
@@ -341,19 +341,17 @@ def main() -> None:
         raise SystemExit(130) from None
 
 
-def _keep_freed_memory() -> None:
-    """Have glibc keep large freed blocks for the next batch instead of giving each back to the system.
+def _keep_freed_memory() -> bool:
+    """Have glibc keep large freed blocks for the next batch instead of giving each back to the system; whether it does.
 
     Every activation of a batch is tens of megabytes: given back and asked for again, it costs a page fault every 4 KiB,
     a third of the time of a gradient. Only here, where the process is nissl's own and batches are alike: blocks of ever
     new sizes, as in generation, would leave gaps that are never given back.
     """
     if not sys.platform.startswith("linux"):
-        return
+        return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-    if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, 2**30)
+    return mallopt is not None and bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, 2**30))
 
 
 def _show_warning(message: Any, category: Any, filename: Any, lineno: Any, file: Any = None, line: Any = None) -> None:

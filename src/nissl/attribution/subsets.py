@@ -576,6 +576,8 @@ class LiMA(Method):
         if self.features is not None:
             instance("features", self.features, str)
         check_baseline(self.baseline)
+        if not isinstance(self.prior, (str, Method)):
+            raise InputError(f"prior must be a method or its key, got {self.prior!r:.60}")
         if self.division == "prior":
             _method(self.prior)
             if not given and self.regions is not None and self.regions > self.cells**2:

@@ -115,6 +115,7 @@ class Network:
         self.name: str = name or getattr(model, "__name__", type(model).__name__)
         self.memory_format: torch.memory_format = torch.preserve_format
         self.fold_norms = True
+        self.batch_bytes = 2**21 if self.device.type == "cpu" else 2**23
         self.input_dims = names
         self.overrides: dict[str, Tensor] = {}
         self._pick = output
@@ -462,12 +463,11 @@ class Network:
     def rows_at_once(self, question: Any) -> int:
         """Rows that one batch of such a question may hold, where the user sets no number.
 
-        About 8 MB of input: enough to keep a processor busy. 2 MB on a CPU, where the activations of larger batches leave
-        the caches, and their memory is given back to the system after each batch and asked for again.
+        About `batch_bytes` of input: 8 MB, enough to keep a processor busy; 2 MB on a CPU, where the memory of larger
+        activations is given back to the system after each batch and asked for again.
         """
         row = sum(v[0].numel() * v.element_size() for v in question.inputs.values() if isinstance(v, Tensor))
-        wanted = 2**21 if self.device.type == "cpu" else 2**23
-        return int(np.clip(2 ** round(np.log2(wanted / max(row, 1))), 4, 1024))
+        return int(np.clip(2 ** round(np.log2(self.batch_bytes / max(row, 1))), 4, 1024))
 
     def attention(self, modules: Iterable[nn.Module], found: Found) -> AbstractContextManager[None]:
         """While it holds, attention scores and patterns inside the modules go through a function; see `Found`."""
