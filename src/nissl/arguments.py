@@ -9,6 +9,10 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from nissl.errors import InputError
 
 
@@ -52,3 +56,15 @@ def as_path(name: str, value: object) -> Path:
     if not isinstance(value, (str, os.PathLike)):
         raise InputError(f"{name} must be a path, got {type(value).__name__} {value!r:.60}")
     return Path(value)
+
+
+def as_images(name: str, value: Any) -> Tensor:
+    """Finite floating images (n, channels, y, x) as a float32 tensor on the CPU; InputError otherwise."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        value = torch.from_numpy(np.ascontiguousarray(value))
+    if not isinstance(value, Tensor) or value.ndim != 4 or 0 in value.shape or not value.is_floating_point():
+        got = f"{tuple(value.shape)} {value.dtype}" if hasattr(value, "shape") else type(value).__name__
+        raise InputError(f"{name} must be floating point, (n, channels, y, x), as the network takes them; got {got}")
+    if not bool(torch.isfinite(value).all()):
+        raise InputError(f"{name} hold NaN or infinity")
+    return value.detach().float().cpu()

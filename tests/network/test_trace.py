@@ -103,3 +103,23 @@ def test_an_embedding_of_other_numbers_is_not_that_of_the_input():
     net = Network(Positions())
     assert net.embedding_site(torch.tensor([[3, 1, 2]])) == "token"
     assert net.embedding_site(torch.tensor([[3, 1, 2, 5]])) == "token"
+
+
+def test_the_last_linear_layer_is_the_one_reached_last():
+    record = trace(Network(Tree()), {"0": IDS})
+    assert record.last_linear(Network(Tree())) == "head:in"
+
+    class Backwards(nn.Module):
+        """Registers its layers in the other order than it runs them, the last one twice."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.b, self.a = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.b(self.b(self.a(x)))
+
+    net = Network(Backwards())
+    assert trace(net, {"0": torch.ones(1, 3)}).last_linear(net) == "b:in#2"
+    none = Network(nn.Tanh())
+    assert trace(none, {"0": torch.ones(1, 3)}).last_linear(none) is None

@@ -658,3 +658,19 @@ def test_methods_are_checked():
 
     s = Runner().attribute(Direct(), net, X[:2])["method"]
     np.testing.assert_array_equal(s.values, X[:2])
+
+
+def test_collect_gives_results_in_the_order_of_the_generators():
+    net, runner = Network(Counted()), quiet(4)
+
+    def ask(i):  # later ones need fewer rounds, so they end first
+        for _ in range(5 - i):
+            answer = yield Pass(X[i : i + 1], of=i % 3)
+        return i, float(answer.scalar)
+
+    found = runner.collect(net, [lambda i=i: ask(i) for i in range(5)], "questions", "named")
+    assert [i for i, _ in found] == [0, 1, 2, 3, 4]
+    for i, value in found:
+        assert value == pytest.approx(float(net.run(Pass(X[i : i + 1])).output[0, i % 3]), abs=1e-6)
+    assert set(runner.costs) == {"named"}
+    assert runner.collect(net, [], "nothing") == []

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ from nissl.attribution.base import Method
 from nissl.errors import InputError
 from nissl.network import Network, Pass, Set, target
 from nissl.network.passes import Inputs, n_rows, rows_of
-from nissl.runner import Asking, Explained, Job, Question, Runner, explained
+from nissl.runner import Asking, Explained, Question, Runner, explained
 
 _CONVOLUTIONS: dict[type, Callable[..., Tensor]] = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
 _BYTES = 2**26
@@ -64,14 +65,18 @@ class Edges:
             dense[g * out : (g + 1) * out, g * into : (g + 1) * into] = w[g * out : (g + 1) * out]
         return dense
 
-    def through(self, a: Tensor, unit: int, weight: Tensor) -> Tensor:
-        """What one unit of the input adds to some outputs: (n, n_some, ...) for weights (n_some, ...)."""
+    def through(self, a: Tensor, units: slice, weight: Tensor) -> Tensor:
+        """What each of some input units adds to some outputs, (n, n_units, n_some, ...) for weights (n_some, n_units, ...)."""
         if self._columns:
-            block = a[..., unit * self._columns : (unit + 1) * self._columns]
-            return torch.movedim(block @ weight.flatten(1).T, -1, 1) if a.ndim > 2 else block @ weight.flatten(1).T
+            blocks = a.unflatten(-1, (self.n_inputs, self._columns))[..., units, :]
+            return torch.movedim(torch.einsum("n...uc,ouc->n...uo", blocks, weight), (-2, -1), (1, 2))
         m: Any = self.module
         convolve = _CONVOLUTIONS[next(k for k in _CONVOLUTIONS if isinstance(m, k))]
-        return convolve(a[:, unit : unit + 1], weight[:, None], None, m.stride, m.padding, m.dilation)
+        some = a[:, units]
+        # one group a unit: each goes through its own kernels
+        kernels = weight.transpose(0, 1).flatten(0, 1)[:, None]
+        added = convolve(some, kernels, None, m.stride, m.padding, m.dilation, some.shape[1])
+        return added.unflatten(1, (some.shape[1], len(weight)))
 
     def masked(self, network: Network, keep: Tensor) -> Tensor:
         """The layer's weight with the edges scaled by `keep` (n_outputs, n_inputs)."""
@@ -153,6 +158,16 @@ class Causes:
 
 
 @dataclass(frozen=True, eq=False)
+class _Clean:
+    """The images that are classified right, what was read of them, and their logits."""
+
+    inputs: Inputs
+    of: target.Target
+    reads: dict[str, Tensor]
+    y: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class CausalPaths:
     """Units whose edges towards a class logit matter, layer by layer from the logit back.
 
@@ -199,15 +214,7 @@ class CausalPaths:
         if self.test not in ("independent", "paired") or self.correction not in ("none", "bh"):
             raise InputError("test is 'independent' or 'paired', correction 'none' or 'bh'")
 
-    def find(
-        self,
-        network: Network,
-        images: Any,
-        label: int,
-        *,
-        runner: Runner | None = None,
-        layers_from: CausalGraph | None = None,
-    ) -> CausalGraph:
+    def find(self, network: Network, images: Any, label: int, *, runner: Runner | None = None) -> CausalGraph:
         """The causal graph of a class.
 
         Parameters
@@ -217,8 +224,6 @@ class CausalPaths:
             Of the class; those that are classified otherwise are dropped.
         label : int
         runner : Runner, optional
-        layers_from : CausalGraph, optional
-            Keep its units and only measure them again; see `CausalGraph.stability`.
 
         Raises
         ------
@@ -227,41 +232,44 @@ class CausalPaths:
         """
         instance("network", network, Network)
         at_least("label", label, 0)
-        runner = Runner() if runner is None else runner
         inputs = network.place(images)
-        first = rows_of(inputs, slice(0, 1))
-        chain = chain_of(network, first, self.layers)
-        job = Job("causal_paths", label, network, lambda: self._search(network, inputs, int(label), chain, layers_from))
-        (_, graph), = runner.drive([job], 1, f"causal paths of class {label}")  # fmt: skip
+        chain = chain_of(network, rows_of(inputs, slice(0, 1)), self.layers)
+        if chain[-1].n_outputs <= label:
+            raise InputError(f"the last layer {chain[-1].name!r} gives {chain[-1].n_outputs} units, not the classes")
+        search = partial(self._search, network, inputs, int(label), chain)
+        (graph,) = (Runner() if runner is None else runner).collect(
+            network, [search], f"causal paths of class {label}", "causal_paths"
+        )
         return graph
 
-    def _search(
-        self, network: Network, inputs: Inputs, label: int, chain: list[Edges], fixed: CausalGraph | None
-    ) -> Asking[CausalGraph]:
+    def _clean(self, network: Network, inputs: Inputs, label: int, edges: Sequence[Edges]) -> Asking[_Clean]:
+        """What goes in and out of layers on the images that are classified right."""
         of = target.class_logit(label)
-        sites = [s for e in chain for s in (f"{e.name}:in", e.name)]
-        clean = yield Pass(inputs, read=sites, of=of)
-        right = clean.output.argmax(1) == label
+        answer = yield Pass(inputs, read=[s for e in edges for s in (f"{e.name}:in", e.name)], of=of)
+        right = answer.output.argmax(1) == label
         if not bool(right.any()):
             raise InputError(f"none of the {n_rows(inputs)} images is classified as {label}")
         kept: Inputs = {k: v[right] if isinstance(v, Tensor) else v for k, v in inputs.items()}
-        y = clean.scalar[right]
+        return _Clean(kept, of, {s: t[right] for s, t in answer.reads.items()}, answer.scalar[right])
+
+    def _search(self, network: Network, inputs: Inputs, label: int, chain: list[Edges]) -> Asking[CausalGraph]:
+        clean = yield from self._clean(network, inputs, label, chain[1:])
         effects = torch.tensor([label])
-        if chain[-1].n_outputs <= label:
-            raise InputError(f"the last layer {chain[-1].name!r} gives {chain[-1].n_outputs} units, not the classes")
         found: list[Causes] = []
         for edges in reversed(chain[1:]):
-            effects = effects if fixed is None else fixed.at(edges.name).effects
-            a, out = (clean.reads[s][right] for s in (f"{edges.name}:in", edges.name))
-            total = yield from self._effects(network, kept, of, edges, effects, a, out, y)
-            causes = self._select(edges.name, effects, total, y)
-            found.append(causes)
-            effects = causes.causes
+            found.append((yield from self._causes(network, clean, edges, effects)))
+            effects = found[-1].causes
             if not len(effects):
                 break
         else:
             found.append(Causes(chain[0].name, torch.arange(chain[0].n_inputs), effects))
-        return CausalGraph(label, len(y), tuple(found[::-1]), {e.name: e for e in chain}, y, self)
+        return CausalGraph(label, len(clean.y), tuple(found[::-1]), {e.name: e for e in chain}, clean.y, self)
+
+    def _causes(self, network: Network, clean: _Clean, edges: Edges, effects: Tensor) -> Asking[Causes]:
+        """Which units that a layer takes are causes of some that it gives."""
+        a, out = clean.reads[f"{edges.name}:in"], clean.reads[edges.name]
+        total = yield from self._effects(network, clean.inputs, clean.of, edges, effects, a, out, clean.y)
+        return self._select(edges.name, effects, total, clean.y)
 
     def _effects(
         self,
@@ -282,16 +290,13 @@ class CausalPaths:
         total = torch.empty(n, width, dtype=y.dtype, device=y.device)
         lot = max(_BYTES // (out.numel() * out.element_size()), 1)
         for start in range(0, width, lot):
-            passes = []
-            for i in range(start, min(start + lot, width)):
-                cut = out.clone()
-                moved = cut.movedim(axis, 1)
-                moved[:, effects.to(cut.device)] += edges.through(a, i, change[:, i])
-                # the whole output is set, so that nothing before the layer runs
-                passes.append(Pass(inputs, [Set(edges.name, cut)], of=of))
-            answers = yield passes
-            for i, answer in enumerate(answers, start):
-                total[:, i] = answer.scalar - y
+            units = slice(start, min(start + lot, width))
+            cut = out[:, None].repeat_interleave(units.stop - start, 1)
+            moved = cut.movedim(axis + 1, 2)  # (n, n_units, n_outputs, ...)
+            moved[:, :, effects.to(cut.device)] += edges.through(a, units, change[:, units])
+            # the whole output is set, so that nothing before the layer runs
+            answers = yield [Pass(inputs, [Set(edges.name, one)], of=of) for one in cut.unbind(1)]
+            total[:, units] = torch.stack([answer.scalar for answer in answers], 1) - y[:, None]
         return total
 
     def _select(self, layer: str, effects: Tensor, total: Tensor, y: Tensor) -> Causes:
@@ -416,19 +421,30 @@ class CausalGraph:
             ``jaccard`` with the graph (beta, draw), ``appearance`` (beta, unit): share of draws in which it is a cause.
         """
         at_least("draws", draws, 1)
-        generator = np.random.default_rng(seed)
-        e, mine = self.edges[layer], set(self.at(layer).causes.tolist())
-        jaccard = np.empty((len(betas), draws))
-        appearance = np.zeros((len(betas), e.n_inputs))
-        for i, beta in enumerate(betas):
-            for j in range(draws):
-                soft = CausalPaths(
-                    **{**vars(self.method), "value": float(generator.uniform(0, beta)), "layers": list(self.edges)}
-                )
-                again = soft.find(network, images, self.label, runner=runner, layers_from=self).at(layer)
-                theirs = set(again.causes.tolist())
-                jaccard[i, j] = len(mine & theirs) / max(len(mine | theirs), 1)
-                appearance[i, again.causes.numpy()] += 1 / draws
+        c, e = self.at(layer), self.edges[layer]
+        if c.total_effect is None:
+            raise InputError(f"{layer!r} is the first layer of the chain, whose causes are not tested")
+        values = np.random.default_rng(seed).uniform(0, np.asarray(betas, dtype=float)[:, None], (len(betas), draws))
+        inputs = network.place(images)
+
+        def again() -> Asking[list[Tensor]]:
+            clean = yield from self.method._clean(network, inputs, self.label, [e])
+            found = []
+            for value in values.flat:
+                causes = yield from replace(self.method, value=float(value))._causes(network, clean, e, c.effects)
+                found.append(causes.causes)
+            return found
+
+        (found,) = (Runner() if runner is None else runner).collect(
+            network, [again], f"stability of {layer}", "causal_paths"
+        )
+        chosen = torch.zeros(len(found), e.n_inputs, dtype=torch.bool)
+        for row, causes in zip(chosen, found, strict=True):
+            row[causes] = True
+        mine = torch.zeros(e.n_inputs, dtype=torch.bool)
+        mine[c.causes] = True
+        jaccard = ((chosen & mine).sum(1) / (chosen | mine).sum(1).clamp(min=1)).reshape(values.shape).numpy()
+        appearance = chosen.reshape(*values.shape, -1).double().mean(1).numpy()
         return xr.Dataset(
             {"jaccard": (("beta", "draw"), jaccard), "appearance": (("beta", "unit"), appearance)},
             coords={"beta": list(betas)},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from nissl.arguments import at_least, flag, instance
 from nissl.errors import GradientError, InputError
 from nissl.network import Edit, Network, Pass, Scale, Set, target
 from nissl.network.site import parse
-from nissl.runner import Asking, Job, Question, Runner, chunks, make_questions
+from nissl.runner import Asking, Question, Runner, chunks, make_questions
 
 Selection = Literal["class", "patches", "all"]
 
@@ -38,12 +39,9 @@ def hidden_sites(network: Network, inputs: Any) -> list[str]:
     InputError
         There is no such pair: name the sites by hand.
     """
-    reached = [s.address for s in network.sites("*", inputs) if s.role == "linear" or ":in" not in s.address]
-    linear = [
-        (a, m)
-        for a in reached
-        if parse(a).part == "out" and isinstance(m := network.get_module(parse(a).module), torch.nn.Linear)
-    ]
+    reached = [parse(s.address) for s in network.sites("*", inputs)]
+    outputs = [(a, network.get_module(a.module)) for a in reached if a.part == "out"]
+    linear = [(str(a), m) for a, m in outputs if isinstance(m, torch.nn.Linear)]
     found = [
         f"{name}:in"
         for (_, wide), (name, narrow) in pairwise(linear)
@@ -273,9 +271,9 @@ class NeuronPath:
             The network has no gradients.
         """
         questions, sites, runner = self._asked(network, inputs, of, runner, seed)
-        jobs = [Job("neuron_path", i, network, lambda q=q: self._search(q, sites)) for i, q in enumerate(questions)]
-        done = {job.key: result for job, result in runner.drive(jobs, len(jobs), "paths of neurons")}
-        found = [done[i] for i in range(len(jobs))]
+        found: list[_Found] = runner.collect(
+            network, [partial(self._search, q, sites) for q in questions], "paths of neurons", "neuron_path"
+        )
         n_units = tuple(len(s) for s in found[0].scores)
         scores = [
             xr.DataArray(torch.stack([f.scores[i] for f in found]).cpu().numpy(), dims=("example", "unit"), name=site)
@@ -314,12 +312,8 @@ class NeuronPath:
                 f"units must be (examples, layers, width) with {len(questions)} examples and {len(sites)} layers, got "
                 f"shape {tuple(units.shape)}"
             )
-        jobs = [
-            Job("neuron_path", i, network, lambda q=q, u=u: self._joint_of(q, sites, u))
-            for i, (q, u) in enumerate(zip(questions, units, strict=True))
-        ]
-        done = {job.key: result for job, result in runner.drive(jobs, len(jobs), "influence of paths")}
-        return torch.stack([done[i] for i in range(len(jobs))]).cpu()
+        starts = [partial(self._joint_of, q, sites, u) for q, u in zip(questions, units, strict=True)]
+        return torch.stack(runner.collect(network, starts, "influence of paths", "neuron_path")).cpu()
 
     def _asked(
         self, network: Network, inputs: Any, of: Any, runner: Runner | None, seed: int
@@ -443,8 +437,16 @@ class _Path:
         return [torch.cat([a.gradients[s][:, self.at] for a in answers]).mean(0) for s in sites]
 
 
-def activation_path(network: Network, inputs: Any, sites: Sequence[str] | None = None, width: int = 1) -> Tensor:
+def activation_path(
+    network: Network, inputs: Any, sites: Sequence[str] | None = None, width: int = 1, runner: Runner | None = None
+) -> Tensor:
     """The units of largest activation at the class token of each block: the simplest rival, (n, n_layers, width)."""
-    sites = hidden_sites(network, inputs) if sites is None else sites
-    answer = network.run(Pass(inputs, read=sites, output=False))
-    return torch.stack([answer.reads[s][:, 0].topk(width, -1).indices for s in sites], 1)
+    questions = make_questions(network, inputs, lambda output: output.flatten(1)[:, 0])
+    chosen = tuple(hidden_sites(network, questions[0].inputs) if sites is None else sites)
+
+    def ask(q: Question) -> Asking[Tensor]:
+        answer = yield q.ask(read=chosen, scalar=False)
+        return torch.stack([answer.reads[s][0, 0].topk(width).indices for s in chosen])
+
+    runner = Runner() if runner is None else runner
+    return torch.stack(runner.collect(network, [partial(ask, q) for q in questions], "activations", "activation")).cpu()

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from nissl.arguments import at_least, instance, is_number, is_whole, items
@@ -34,8 +35,7 @@ from nissl.attribution.regions import Division, divide, given_regions, grid, mea
 from nissl.errors import InputError, TargetError
 from nissl.network import Network
 from nissl.network.passes import as_inputs, n_rows
-from nissl.network.site import parse
-from nissl.runner import CHUNK, Asking, Explained, Job, Question, Runner, explained, make_questions
+from nissl.runner import CHUNK, Asking, Explained, Question, Runner, explained, make_questions
 
 Search = Literal["greedy", "lazy", "bidirectional"]
 TERMS = ("consistency", "collaboration", "confidence", "effectiveness")
@@ -667,7 +667,7 @@ class LiMA(Method):
         return replace(found, labels=found.labels.to(x.device))
 
     def _distance(self, q: Question, x: Tensor, b: Tensor, regions: Features) -> Asking[np.ndarray]:
-        site = self.features or last_linear(q)
+        site = self.features or q.network.trace_of(q.ask(scalar=False)).last_linear(q.network)
         found = []
         for few in present_rows(np.eye(regions.n, dtype=bool), len(b)):
             answer = yield q.ask(variants(x, b, regions, few), read=[] if site is None else [site], scalar=False)
@@ -762,11 +762,9 @@ class LiMA(Method):
         runner = Runner() if runner is None else runner
         instance("runner", runner, Runner)
         questions = make_questions(network, inputs, target, seed)
-        jobs = (
-            Job(self.name, i, network, lambda q=q: ask(q.at(network, False, site))) for i, q in enumerate(questions)
+        return runner.collect(
+            network, [partial(ask, q.at(network, False, site)) for q in questions], self.title, self.name
         )
-        found = {job.key: result for job, result in runner.drive(jobs, len(questions), self.title)}
-        return [found[i] for i in range(len(questions))]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -897,14 +895,6 @@ def class_of(q: Question, output: Tensor) -> tuple[int, int | None, Tensor]:
     if not 0 <= y < table.shape[1]:
         raise TargetError(f"target class {y} does not exist: the output has {table.shape[1]} classes")
     return y, position, table
-
-
-def last_linear(q: Question) -> str | None:
-    """Input of the linear layer that is reached last; None where there is none."""
-    trace = q.network.trace_of(q.ask(scalar=False))
-    reached = [s.address for s in trace.sites(q.network) if parse(s.address).part == "in"]
-    linear = [a for a in reached if isinstance(q.network.get_module(parse(a).module), nn.Linear)]
-    return linear[-1] if linear else None
 
 
 def _method(prior: Any) -> Method:

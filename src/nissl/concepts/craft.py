@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nissl.arguments import at_least, flag, instance, is_number, is_whole, items
+from nissl.arguments import as_images, at_least, flag, instance, is_number, is_whole, items
 from nissl.concepts.nmf import NonnegativeProjection, nmf
 from nissl.concepts.sobol import sobol_design, total_indices
 from nissl.errors import InputError, SiteError
@@ -22,7 +23,7 @@ from nissl.network import Network, Pass
 from nissl.network.part import Part, above
 from nissl.network.site import parse
 from nissl.runner import Asking, Question, Runner
-from nissl.runner.runner import Job, make_questions
+from nissl.runner.runner import make_questions
 
 DECODED = 2**20
 """Numbers of activations that one batch of masked concepts may decode to: 4 MB, which caches hold."""
@@ -193,7 +194,7 @@ class Craft(BaseEstimator):
         """
         self._check()
         instance("network", network, Network)
-        x = _images(images)
+        x = as_images("images", images)
         if min(x.shape[2:]) < self.patch_size:
             raise InputError(
                 f"images of {tuple(x.shape[2:])} pixels hold no crop of {self.patch_size}; lower patch_size="
@@ -233,7 +234,7 @@ class Craft(BaseEstimator):
             raise InputError(f"share must be above 0 and at most 1, got {share!r}")
         if wrong := sorted(set(settings) - set(self.get_params()) | {"site", "patch_size", "overlap"} & set(settings)):
             raise InputError(f"{wrong} cannot be set here: crops stay what they are")
-        x = _images(images)
+        x = as_images("images", images)
         if int(self.places_[:, 0].max()) >= len(x) or not np.array_equal(x.shape[2:], self.size_):
             raise InputError(f"{len(x)} images of {tuple(x.shape[2:])} pixels are not those that were fitted")
         if str(parse(site)) == str(parse(self.site)):
@@ -251,7 +252,7 @@ class Craft(BaseEstimator):
     def transform(self, images: Any, runner: Runner | None = None) -> np.ndarray:
         """Coefficients of whole images at each position, (n, y, x, n_concepts), or (n, n_concepts) without positions."""
         check_is_fitted(self)
-        x = _images(images)
+        x = as_images("images", images)
 
         def ask(i: int) -> Asking[Tensor]:
             u = yield from self._coefficients(Pass(x[i : i + 1], read=[self.site], output=False))
@@ -267,7 +268,7 @@ class Craft(BaseEstimator):
         """The crops of the fitted images that use a concept most, (n, channels, patch, patch), the strongest first."""
         self._require(concept)
         at_least("n", n, 1)
-        x = _images(images)
+        x = as_images("images", images)
         chosen = self.places_[np.argsort(-self.crop_coefficients_[:, concept], kind="stable")[:n]]
         if int(chosen[:, 0].max()) >= len(x):
             raise InputError(f"{len(x)} images are not those that were fitted")
@@ -304,7 +305,7 @@ class Craft(BaseEstimator):
         check_is_fitted(self)
         masks = sobol_design(self.n_concepts, n_design, points, self.random_state)
         rows = masks.reshape(-1, self.n_concepts)
-        questions = make_questions(self.network_, _images(images), target, self.random_state)
+        questions = make_questions(self.network_, as_images("images", images), target, self.random_state)
         decoder = self.decoder()
         runner = self._runner(runner)
         before = runner.cost("craft importances").forward
@@ -342,7 +343,7 @@ class Craft(BaseEstimator):
         quantitative testing with concept activation vectors (TCAV). ICML.
         """
         check_is_fitted(self)
-        questions = make_questions(self.network_, _images(images), target, self.random_state)
+        questions = make_questions(self.network_, as_images("images", images), target, self.random_state)
         w = torch.from_numpy(self.components_)
 
         def ask(i: int) -> Asking[Tensor]:
@@ -369,7 +370,7 @@ class Craft(BaseEstimator):
         runner : Runner, optional
         """
         check_is_fitted(self)
-        questions = make_questions(self.network_, _images(images), target, self.random_state)
+        questions = make_questions(self.network_, as_images("images", images), target, self.random_state)
         n, r = len(questions), self.n_concepts
         if not isinstance(orders, Mapping) or not orders:
             raise InputError("orders must be a mapping of names to orders of the concepts")
@@ -412,7 +413,11 @@ class Craft(BaseEstimator):
         check_is_fitted(self)
         self._require_positions()
         u = torch.from_numpy(self.transform(images)).movedim(-1, 1)
-        u = F.interpolate(u, size=_images(images).shape[2:], mode="bicubic", align_corners=False).clamp(min=0).numpy()
+        u = (
+            F.interpolate(u, size=as_images("images", images).shape[2:], mode="bicubic", align_corners=False)
+            .clamp(min=0)
+            .numpy()
+        )
         if quantile is not None:
             least = np.quantile(u, quantile, axis=(2, 3) if each else (0, 2, 3), keepdims=True)
             u = np.where(u >= least, u, 0)
@@ -447,7 +452,7 @@ class Craft(BaseEstimator):
         chosen = items("concepts", range(self.n_concepts) if concepts is None else concepts)
         for j in chosen:
             self._require(j)
-        x, encoder, runner = _images(images), self.encoder(), self._runner(runner)
+        x, encoder, runner = as_images("images", images), self.encoder(), self._runner(runner)
         found = [runner.attribute({"craft": method}, encoder, x, j, site=site)["craft"] for j in chosen]
         scores = xr.concat(found, xr.DataArray(list(chosen), dims="concept", name="concept"), combine_attrs="override")
         return scores.transpose("example", "concept", ...)
@@ -499,9 +504,7 @@ class Craft(BaseEstimator):
 
     def _each(self, network: Network, ask: Any, n: int, what: str, runner: Runner, name: str = "craft") -> list[Any]:
         """What `ask(i)` returns for each example i."""
-        jobs = (Job(name, i, network, lambda i=i: ask(i)) for i in range(n))
-        found = {job.key: value for job, value in runner.drive(jobs, n, what)}
-        return [found[i] for i in range(n)]
+        return runner.collect(network, [partial(ask, i) for i in range(n)], what, name)
 
     def _of_class(
         self, network: Network, x: Tensor, target: int | None, runner: Runner
@@ -642,18 +645,6 @@ def _rank(name: str, order: Any, n: int, r: int) -> Tensor:
     return t.argsort(1)
 
 
-def _images(images: Any) -> Tensor:
-    """Images (n, channels, y, x) as a finite floating tensor."""
-    if isinstance(images, np.ndarray) and images.dtype.kind in "biuf":
-        images = torch.from_numpy(np.ascontiguousarray(images))
-    if not isinstance(images, Tensor) or images.ndim != 4 or 0 in images.shape or not images.is_floating_point():
-        got = f"{tuple(images.shape)} {images.dtype}" if hasattr(images, "shape") else type(images).__name__
-        raise InputError(f"images must be floating point, (n, channels, y, x), as the network takes them; got {got}")
-    if not bool(torch.isfinite(images).all()):
-        raise InputError("images hold NaN or infinity")
-    return images.detach().float().cpu()
-
-
 def _starts(size: int, patch: int, overlap: float) -> Tensor:
     return torch.arange(0, size - patch + 1, max(int((1 - overlap) * patch + 1e-9), 1))
 
@@ -755,7 +746,7 @@ def plot_maps(craft: Craft, images: Any, concepts: Sequence[int], *, display: An
 
 def _shown(images: Any, display: Any) -> Tensor:
     """Pictures (n, 1 or 3, y, x) in [0, 1]."""
-    x = _images(images)
+    x = as_images("images", images)
     if display is not None:
         d = torch.as_tensor(np.asarray(display))
         d = d[..., None] if d.ndim == 3 else d

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -540,8 +541,14 @@ class Milan:
         tokens = captioner.words.encode(given, self.length)
         log_p = prior.log_p(tokens)
         features = masked_features(exemplars, self.encoder, self.sites, self.masked)
-        rows = [captioner.log_p(f.expand(len(tokens), -1, -1), tokens) - self.weight * log_p for f in features]
-        return torch.where(exemplars.fires[:, None], torch.stack(rows), math.nan)
+        n = len(tokens)
+        given_units = torch.cat(
+            [
+                captioner.log_p(some.repeat_interleave(n, 0), tokens.repeat(len(some), 1)).reshape(-1, n)
+                for some in features.split(max(1024 // n, 1))
+            ]
+        )
+        return torch.where(exemplars.fires[:, None], given_units - self.weight * log_p, math.nan)
 
     def _models(self) -> tuple[_Captions, _Speaks]:
         if self.captioner_ is None or self.prior_ is None:
@@ -832,8 +839,8 @@ class Descriptions:
                 raise InputError("accuracy needs a network with at least two classes, with outputs (n, classes)")
             return float((answer.output.argmax(1).cpu() == labels.cpu()).float().mean())
 
-        jobs = (Job("edit", key, self.network, lambda r=rows: ask(r)) for key, rows in chosen.items())
-        return {job.key: found for job, found in self.runner.drive(jobs, len(chosen), "switching units off")}
+        starts = [partial(ask, rows) for rows in chosen.values()]
+        return dict(zip(chosen, self.runner.collect(self.network, starts, "switching units off", "edit"), strict=True))
 
 
 def plot_edit(table: pd.DataFrame, test: str, ax: Any = None) -> Any:

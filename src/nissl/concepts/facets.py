@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nissl.arguments import as_path, at_least, instance, is_number
 from nissl.concepts.synthesis import MEAN, ActivationMaximisation, Phase
 from nissl.errors import InputError, SiteError
 from nissl.network import Network, Pass
-from nissl.runner import Asking, Job, Runner
+from nissl.runner import Asking, Runner
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -109,7 +110,9 @@ class Facets:
             raise InputError(
                 f"{len(images)} images are too few for {self.k} clusters; at least {5 * self.k} are needed"
             )
-        site = self.code_site or _last_linear(network)
+        site = self.code_site or network.trace_of(Pass(network.place(images[:1].float()))).last_linear(network)
+        if site is None:
+            raise SiteError(f"{network.name} has no linear layer whose input could be the code; give code_site=")
         network.locate(site)
         runner = Runner(memory=0, progress=self.progress, tune=False)
         codes = self._codes(runner, network, images, site)
@@ -142,10 +145,8 @@ class Facets:
             answer = yield Pass(part.float(), read=[site], output=False)
             return answer.reads[site].flatten(1).float().cpu()
 
-        parts = images.split(16)
-        jobs = (Job("facets", i, network, lambda p=p: ask(p)) for i, p in enumerate(parts))
-        found = {job.key: code for job, code in runner.drive(jobs, len(parts), "reading codes")}
-        return torch.cat([found[i] for i in range(len(parts))]).numpy()
+        starts = [partial(ask, part) for part in images.split(16)]
+        return torch.cat(runner.collect(network, starts, "reading codes", "facets")).numpy()
 
     def _cluster(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Map, labels and centres there, and the labels that the other kind of map gives."""
@@ -173,13 +174,6 @@ class Facets:
             np.asarray(own.cluster_centers_),
             np.asarray(fits[other].labels_),
         )
-
-
-def _last_linear(network: Network) -> str:
-    names = [name for name, m in network.module.named_modules() if isinstance(m, nn.Linear) and name]
-    if not names:
-        raise SiteError(f"{network.name} has no linear layer whose input could be the code; give code_site=")
-    return f"{names[-1]}:in"
 
 
 def plot_facets(facets: Facets, path: str | Path | None = None) -> Figure:

@@ -15,7 +15,7 @@ from nissl.arguments import at_least, flag, instance, is_number, is_whole, items
 from nissl.errors import GradientError, InputError
 from nissl.network import Network, Pass, Target
 from nissl.network.target import as_target, class_logit, probability
-from nissl.runner import Job, Runner
+from nissl.runner import Runner
 from nissl.runner.runner import progress_bar
 
 
@@ -279,7 +279,7 @@ class ActivationMaximisation:
             answer = yield Pass(x, of=of, wrt=["input"] if gradient else [])
             return answer.scalar.float().cpu(), answer.gradients["input"].float().cpu() if gradient else x
 
-        return next(found for _, found in runner.drive([Job("activation maximisation", 0, network, ask)]))
+        return runner.collect(network, [ask], "activation maximisation")[0]
 
 
 def noise(n: int, shape: Sequence[int], mean: Any = 0.0, std: Any = 1.0, seed: int = 0) -> Float[Tensor, "n c h w"]:

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -23,7 +24,7 @@ from nissl.errors import InputError, MissingExtraError
 from nissl.network import Anatomy, LanguageModel, Pass, Set, Target
 from nissl.network.anatomy import anatomy_of
 from nissl.network.edit import Edit
-from nissl.runner import Asking, Job, Runner
+from nissl.runner import Asking, Runner
 
 _WAYS = ("cosine", "z", "probability", "logit")
 
@@ -563,13 +564,10 @@ def clamp_curve(
 
     runner = Runner() if runner is None else runner
     texts = list(prompts) if reference is None else list(reference)
-    read: list[dict[int, Tensor]] = [
-        r for _, r in runner.drive((Job("spread", i, network, lambda t=t: spread(t)) for i, t in enumerate(texts)), len(texts))
-    ]  # fmt: skip
+    read: list[dict[int, Tensor]] = runner.collect(network, [partial(spread, t) for t in texts], "passes", "spread")
     scales = {layer: torch.cat([r[layer] for r in read]).float().std(0) for layer in by_layer}
-    jobs = (Job("clamp", i, network, lambda i=i: effect(i, scales)) for i in range(len(prompts)))
-    found = {job.key: rows for job, rows in runner.drive(jobs, len(prompts), "clamping neurons")}
-    return pd.DataFrame([row for i in range(len(prompts)) for row in found[i]])
+    starts = [partial(effect, i, scales) for i in range(len(prompts))]
+    return pd.DataFrame([row for rows in runner.collect(network, starts, "clamping neurons", "clamp") for row in rows])
 
 
 def preserved(a: LanguageModel | WeightFolder, b: LanguageModel | WeightFolder, vocabulary: NeuronVocabulary | None = None,

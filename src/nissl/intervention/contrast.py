@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -15,7 +16,7 @@ from nissl.errors import InputError
 from nissl.network import LanguageModel, Pass
 from nissl.network.passes import Inputs
 from nissl.network.site import parse
-from nissl.runner import Asking, Job, Runner
+from nissl.runner import Asking, Runner
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,9 +157,8 @@ def states_of(
         answer = yield Pass(inputs, read=sites, output=False)
         return torch.stack([answer.reads[s][0, -last:].float().mean(0) for s in sites])
 
-    jobs = (Job("steering", i, network, lambda r=r: ask(*r)) for i, r in enumerate(rows))
-    found = {job.key: states for job, states in quiet(runner).drive(jobs, len(rows), "reading activations")}
-    return torch.stack([found[i] for i in range(len(rows))])
+    starts = [partial(ask, *row) for row in rows]
+    return torch.stack(quiet(runner).collect(network, starts, "reading activations", "steering"))
 
 
 def quiet(runner: Runner | None) -> Runner:

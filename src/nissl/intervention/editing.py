@@ -8,6 +8,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -960,12 +961,8 @@ class ClosedForm(Editor):
         sites = [network.anatomy.site(role, layer) for role in self.added]
         above = network.anatomy.site("resid_pre", layer)
         options = {k: getattr(self, k) for k in ("steps", "rate", "clamp", "decay", "kl")}
-        jobs = [
-            Job("value search", i, network, lambda p=p: search(network, p, sites, above, **options))
-            for i, p in enumerate(places)
-        ]
-        found = {job.key: result for job, result in runner.drive(jobs, len(jobs), "searching values")}
-        return [found[i] for i in range(len(places))]
+        starts = [partial(search, network, p, sites, above, **options) for p in places]
+        return runner.collect(network, starts, "searching values", "value search")
 
     def _changed(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from nissl.intervention.calibration import divergence
 from nissl.intervention.contrast import Activations, Contrast, quiet, sites_of, states_of, token_ids
 from nissl.intervention.steering import GACT, DiffMeanSteering, Steering, SteeringEdits
 from nissl.network import LanguageModel, Pass, Rollout, Target
-from nissl.runner import Asking, Job, Runner
+from nissl.runner import Asking, Runner
 
 # ---------------------------------------------------------------- probabilities of given answers
 
@@ -87,15 +88,11 @@ def answer_log_probs(
         ]
         return np.array([float(f.scalar) for f in found])
 
-    jobs = (
-        Job("answers", i, network, lambda p=p, i=i: ask(p, [told[i]] if each else told)) for i, p in enumerate(prompts)
-    )
-    rows = {job.key: row for job, row in quiet(runner).drive(jobs, len(prompts), "scoring answers")}
+    starts = [partial(ask, p, [told[i]] if each else told) for i, p in enumerate(prompts)]
+    rows = quiet(runner).collect(network, starts, "scoring answers", "answers")
     lengths = np.array([len(a) for a in told])
     shape = (len(prompts), 1) if each else (len(prompts), len(told))
-    return np.stack([rows[i] for i in range(len(prompts))]), np.broadcast_to(
-        lengths[:, None] if each else lengths, shape
-    )
+    return np.stack(rows), np.broadcast_to(lengths[:, None] if each else lengths, shape)
 
 
 def margin(
@@ -202,10 +199,8 @@ def generate(
         assert answer.tokens is not None
         return [[network.continuation(s, settings.get("stop", ())) for s in row] for row in answer.tokens]
 
-    starts = range(0, len(prompts), size)
-    jobs = (Job("generation", i, network, lambda i=i: ask(prompts[i : i + size])) for i in starts)
-    found = {job.key: texts for job, texts in quiet(runner).drive(jobs, len(starts), "generating")}
-    return [row for i in starts for row in found[i]]
+    starts = [partial(ask, prompts[i : i + size]) for i in range(0, len(prompts), size)]
+    return [row for texts in quiet(runner).collect(network, starts, "generating", "generation") for row in texts]
 
 
 _TAGS = {

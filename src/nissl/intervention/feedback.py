@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -20,7 +21,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from nissl.arguments import at_least
 from nissl.errors import InputError
 from nissl.network import LanguageModel, Pass, Rollout
-from nissl.runner import Asking, Job, Runner
+from nissl.runner import Asking, Runner
 
 Mode = Literal["implicit", "explicit"]
 
@@ -294,9 +295,10 @@ def sentence_states(
     """Mean activation over each sentence's tokens, said by itself; for fitting axes and for labels."""
     chosen = range(len(subject.sentences)) if index is None else index
     runner = Runner() if runner is None else runner
-    jobs = (Job("states", k, subject.network, lambda i=i: subject.states([i])) for k, i in enumerate(chosen))
-    found = {job.key: states for job, states in runner.drive(jobs, len(chosen), "reading sentences")}
-    return np.concatenate([found[k] for k in range(len(chosen))])
+    states = runner.collect(
+        subject.network, [partial(subject.states, [i]) for i in chosen], "reading sentences", "states"
+    )
+    return np.concatenate(states)
 
 
 # ---------------------------------------------------------------- report
@@ -581,9 +583,7 @@ def _drive(subject: Any, network: Any, runner: Runner | None, starts: Sequence[A
     if network is None:  # a subject that asks no network
         return [_returned(start()) for start in starts]
     runner = Runner() if runner is None else runner
-    jobs = (Job(what, i, network, start) for i, start in enumerate(starts))
-    found = {job.key: result for job, result in runner.drive(jobs, len(starts), what)}
-    return [found[i] for i in range(len(starts))]
+    return runner.collect(network, starts, what)
 
 
 def _returned(generator: Generator[Any, Any, Any]) -> Any:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nissl.arguments import at_least, flag, instance, is_number, items
+from nissl.arguments import as_images, at_least, flag, instance, is_number, items
 from nissl.errors import GradientError, InputError
 from nissl.network import Network, Pass
 from nissl.network.target import log_probability, probability
 from nissl.runner import Runner
-from nissl.runner.runner import Job, progress_bar
+from nissl.runner.runner import progress_bar
 
 DROPS = (0.0, 0.1, 0.2, 0.3)
 """Drops of confidence below the source up to which a point of the triangle counts."""
@@ -175,7 +176,7 @@ class LevelSetTraversal:
             raise InputError(f"{snapshots} snapshots cannot be taken of {self.n_iter} iterations")
         if not network.differentiable:
             raise GradientError(f"{network.name} has no gradients: a level set cannot be followed")
-        start, goal = (_images(name, x, self.bounds) for name, x in (("source", source), ("target", target)))
+        start, goal = (_within(name, x, self.bounds) for name, x in (("source", source), ("target", target)))
         if start.shape != goal.shape:
             raise InputError(f"a target for each source is needed: {tuple(start.shape)} and {tuple(goal.shape)} differ")
         runner = _runner(runner)
@@ -195,10 +196,8 @@ class LevelSetTraversal:
         p0 = outputs[0].double().softmax(1)[kept, classes[kept]]
         noise = torch.rand(start.shape, generator=torch.Generator().manual_seed(self.seed)) - 0.5
         x = self._clip(start + self.jitter * noise)[kept]
-        job = Job(
-            "level sets", 0, network, lambda: self._walk(x, goal[kept], classes[kept], other[kept], p0, snapshots)
-        )
-        ((_, found),) = list(runner.drive([job], 1, "level set traversal"))
+        walk = partial(self._walk, x, goal[kept], classes[kept], other[kept], p0, snapshots)
+        (found,) = runner.collect(network, [walk], "level set traversal", "level sets")
         spent = [
             getattr(runner.cost("level sets"), k) - b for k, b in zip(("forward", "backward"), before, strict=True)
         ]
@@ -329,7 +328,7 @@ def triangle_metrics(confidence: Tensor, weights: Tensor) -> dict[str, Tensor]:
 
 def distances(end: Any, target: Any) -> dict[str, Tensor]:
     """How far end points in [0, 1] are from their targets: ``rmse``, ``linf`` and ``ssim`` (over channels), each (n,)."""
-    a, b = _images("end", end, None), _images("target", target, None)
+    a, b = as_images("end", end), as_images("target", target)
     if a.shape != b.shape:
         raise InputError(f"images of shape {tuple(a.shape)} and {tuple(b.shape)} cannot be compared")
     from skimage.metrics import structural_similarity
@@ -405,17 +404,13 @@ def _mixtures(
     """Confidences of the mixtures of corners, (n_rows, n_points)."""
     runner = _runner(runner)
     stacked = torch.stack(corners, 1)
-    jobs = (
-        Job("level sets", i, network, lambda i=i: _confidence(torch.tensordot(weights, stacked[i], 1), classes[i]))
-        for i in range(len(stacked))
-    )
-    found = {job.key: p for job, p in runner.drive(jobs, len(stacked), "confidence between images")}
-    return torch.stack([found[i] for i in range(len(stacked))])
 
+    def ask(i: int) -> Generator[Any, Any, Tensor]:
+        answer = yield Pass(torch.tensordot(weights, stacked[i], 1), of=probability(classes[i]))
+        return answer.scalar.cpu().float()
 
-def _confidence(x: Tensor, c: Tensor) -> Generator[Any, Any, Tensor]:
-    answer = yield Pass(x, of=probability(c))
-    return answer.scalar.cpu().float()
+    starts = [partial(ask, i) for i in range(len(stacked))]
+    return torch.stack(runner.collect(network, starts, "confidence between images", "level sets"))
 
 
 def _answers(network: Network, x: Tensor, classes: Tensor | None, runner: Runner | None) -> Tensor:
@@ -425,8 +420,7 @@ def _answers(network: Network, x: Tensor, classes: Tensor | None, runner: Runner
         answer = yield Pass(x, of=None if classes is None else probability(classes))
         return answer.output.cpu() if classes is None else answer.scalar.cpu()
 
-    ((_, found),) = list(_runner(runner).drive([Job("level sets", 0, network, ask)], 1, "answers"))
-    return found
+    return _runner(runner).collect(network, [ask], "answers", "level sets")[0]
 
 
 def _runner(runner: Runner | None) -> Runner:
@@ -437,7 +431,7 @@ def _runner(runner: Runner | None) -> Runner:
 
 def _pair(network: Network, a: Any, b: Any, y: Any) -> tuple[Tensor, Tensor, Tensor]:
     instance("network", network, Network)
-    first, second = _images("images", a, None), _images("images", b, None)
+    first, second = as_images("images", a), as_images("images", b)
     if first.shape != second.shape:
         raise InputError(f"images of shape {tuple(first.shape)} and {tuple(second.shape)} do not go together")
     return first, second, _classes(y, len(first), None)
@@ -456,20 +450,14 @@ def _classes(y: Any, n: int, n_classes: int | None) -> Tensor:
     return classes
 
 
-def _images(name: str, x: Any, bounds: tuple[float, float] | None) -> Tensor:
-    if isinstance(x, np.ndarray) and x.dtype.kind in "biuf":
-        x = torch.from_numpy(np.ascontiguousarray(x))
-    if not isinstance(x, Tensor) or x.ndim != 4 or 0 in x.shape or not x.is_floating_point():
-        got = f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
-        raise InputError(f"{name} must be floating point, (n, channels, y, x); got {got}")
-    if not bool(torch.isfinite(x).all()):
-        raise InputError(f"{name} holds NaN or infinity")
+def _within(name: str, value: Any, bounds: tuple[float, float] | None) -> Tensor:
+    x = as_images(name, value)
     if bounds is not None and (float(x.min()) < bounds[0] or float(x.max()) > bounds[1]):
         raise InputError(
             f"{name} has values from {float(x.min()):.3g} to {float(x.max()):.3g}, outside {bounds}: hand over images before "
             "preprocessing, which is part of the network, or set bounds="
         )
-    return x.detach().float().cpu()
+    return x
 
 
 # ---------------------------------------------------------------- pictures
@@ -495,8 +483,8 @@ def plot_star(source: Any, ends: Any, confidence: Any, labels: Sequence[str] | N
     from matplotlib.collections import LineCollection
     from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
-    around, p = _images("ends", ends, None), np.asarray(confidence, dtype=float)
-    middle = _images("source", source[None] if getattr(source, "ndim", 0) == 3 else source, None)
+    around, p = as_images("ends", ends), np.asarray(confidence, dtype=float)
+    middle = as_images("source", source[None] if getattr(source, "ndim", 0) == 3 else source)
     if (
         p.ndim != 2
         or len(p) != len(around)

@@ -74,6 +74,15 @@ class Trace:
                 inside.update(module.modules())
         return tuple(chosen)
 
+    def last_linear(self, network: Network) -> str | None:
+        """Input of the linear layer that is reached last, where what was seen has become a code; None without one."""
+        entered = [(name, call) for part, name, call in self.events if part == "in" and name]
+        for name, call in reversed(entered):
+            if isinstance(network.get_module(name), nn.Linear):
+                several = ("in", name, 2) in self.shapes
+                return str(Address(name, "in", None, call if several else None))
+        return None
+
     def sites(self, network: Network) -> list[Site]:
         """Every site that was reached, in order."""
         keys = list(self.inputs)

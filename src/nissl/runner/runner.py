@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -182,6 +182,29 @@ class Runner:
                     yield job, result
             finally:
                 drive.close()
+
+    def collect(
+        self,
+        network: Network,
+        starts: Sequence[Callable[[], Generator[Any, Any, Any]]],
+        what: str,
+        name: str | None = None,
+    ) -> list[Any]:
+        """What generators return, in their order: one job each, all about one network.
+
+        Parameters
+        ----------
+        network : Network
+        starts : sequence of callable
+            Each makes a generator.
+        what : str
+            Shown beside the progress bar.
+        name : str, optional
+            Under which the cost is counted; `what` by default.
+        """
+        jobs = (Job(name or what, i, network, start) for i, start in enumerate(starts))
+        found = {job.key: result for job, result in self.drive(jobs, len(starts), what)}
+        return [found[i] for i in range(len(starts))]
 
     def attribute(
         self,

@@ -105,3 +105,11 @@ def mnist_digits() -> tuple[Tensor, np.ndarray]:
     x, y = mnist_data()
     images = torch.from_numpy(np.asarray(x, dtype=np.float32)).reshape(-1, 1, 28, 28) / 255
     return images, np.asarray(y, dtype=np.int64)
+
+
+def small_digits() -> tuple[Tensor, Tensor]:
+    """Scikit-learn's 1,797 digits: images (1797, 1, 8, 8) in [0, 1], and their classes."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    return torch.from_numpy(images).float().reshape(-1, 1, 8, 8) / 16, torch.from_numpy(labels).long()

@@ -21,8 +21,9 @@ from nissl.errors import InputError, MissingExtraError
 from nissl.intervention.level_sets import LevelSetTraversal, distances, hull, segment, triangle_metrics
 from nissl.network import Network, Pass
 from nissl.sources import load_data, load_model
-from nissl.sources.digits import load_lenet, mnist_digits
+from nissl.sources.digits import load_lenet, mnist_digits, small_digits
 from nissl.studies.claims import at_least, at_most, stated
+from nissl.studies.training import fit
 from nissl.trust.statistics import bootstrap
 
 EXACT = 1e-5
@@ -265,11 +266,7 @@ class _Normalise(nn.Module):
 
 def digit_pair(seed: int, quick: bool = False) -> tuple[Network, Network, Tensor, Tensor]:
     """A clean and an adversarially trained network for the 8 × 8 digits of scikit-learn, and the digits held out."""
-    from sklearn.datasets import load_digits
-
-    bunch: Any = load_digits()
-    x = torch.from_numpy(bunch.images / 16).float()[:, None]
-    y = torch.from_numpy(bunch.target)
+    x, y = small_digits()
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     train, test = order[:1400], order[1400:]
     nets = [_trained(x[train], y[train], seed, attack, 6 if quick else 30) for attack in (0.0, 0.15)]
@@ -278,27 +275,22 @@ def digit_pair(seed: int, quick: bool = False) -> tuple[Network, Network, Tensor
 
 def _trained(x: Tensor, y: Tensor, seed: int, attack: float, epochs: int) -> Network:
     """A small network, trained on pictures changed by projected gradient ascent within `attack` (largest change of a pixel)."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        module = nn.Sequential(
+
+    def make() -> nn.Sequential:
+        return nn.Sequential(
             nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(256, 64), nn.ReLU(),
             nn.Linear(64, 10),
         )  # fmt: skip
-        step = torch.optim.Adam(module.parameters(), lr=3e-3)
-        for _ in range(epochs):
-            for rows in torch.randperm(len(x)).split(64):
-                shown = x[rows]
-                for _ in range(5 if attack else 0):
-                    shown = shown.detach().requires_grad_()
-                    (g,) = torch.autograd.grad(F.cross_entropy(module(shown), y[rows]), shown)
-                    shown = (
-                        (shown.detach() + attack / 3 * g.sign()).clamp(x[rows] - attack, x[rows] + attack).clamp(0, 1)
-                    )
-                loss = F.cross_entropy(module(shown.detach()), y[rows])
-                step.zero_grad()
-                loss.backward()
-                step.step()
-    return Network(module.eval())
+
+    def loss_of(module: nn.Sequential, rows: Tensor) -> Tensor:
+        shown = x[rows]
+        for _ in range(5 if attack else 0):
+            shown = shown.detach().requires_grad_()
+            (g,) = torch.autograd.grad(F.cross_entropy(module(shown), y[rows]), shown)
+            shown = (shown.detach() + attack / 3 * g.sign()).clamp(x[rows] - attack, x[rows] + attack).clamp(0, 1)
+        return F.cross_entropy(module(shown.detach()), y[rows])
+
+    return Network(fit(make, loss_of, len(x), epochs=epochs, batch=64, rate=3e-3, seed=seed))
 
 
 def lenet_pair(seed: int = 0) -> tuple[Network, Network, Tensor, Tensor]:

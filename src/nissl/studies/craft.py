@@ -26,6 +26,7 @@ from nissl.sources import load_data, load_model
 from nissl.sources.fashion import fashion_mnist
 from nissl.studies.claims import at_least, at_most, stated
 from nissl.studies.snmf import matched
+from nissl.studies.training import fit
 from nissl.trust.statistics import bootstrap
 
 COSINE = 0.98
@@ -331,21 +332,18 @@ def glyph_pictures(n: int, seed: int, side: int = 32, size: int = 9) -> tuple[Te
 
 def _trained(x: Tensor, y: Tensor, n_classes: int, seed: int, epochs: int) -> Network:
     """A small convolutional network trained on pictures; the site "5" is its last activation with positions."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+
+    def make() -> nn.Sequential:
         widths = (x.shape[1], 16, 32, 48)
         layers: list[nn.Module] = []
         for a, b in pairwise(widths):
             layers += [nn.Conv2d(a, b, 3, stride=1 if a == widths[0] else 2, padding=1), nn.ReLU()]
-        module = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], n_classes))
-        step = torch.optim.Adam(module.parameters(), lr=3e-3)
-        for _ in range(epochs):
-            for rows in torch.randperm(len(x)).split(40):
-                loss = nn.functional.cross_entropy(module(x[rows]), y[rows])
-                step.zero_grad()
-                loss.backward()
-                step.step()
-    return Network(module.eval())
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], n_classes))
+
+    def loss_of(module: nn.Sequential, rows: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(module(x[rows]), y[rows])
+
+    return Network(fit(make, loss_of, len(x), epochs=epochs, batch=40, rate=3e-3, seed=seed))
 
 
 def fashion_pictures(part: Literal["train", "test"], n: int) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ from nissl.attribution import GradCAM, InputXGradient, LayerCAM, Occlusion, Rand
 from nissl.errors import MissingExtraError
 from nissl.network import Network
 from nissl.runner import Runner
+from nissl.sources.digits import small_digits
 from nissl.studies.claims import at_least, stated
 from nissl.trust.groundtruth import GroundTruth, Smoothed, ground_truth
 from nissl.trust.statistics import bootstrap
@@ -115,12 +116,9 @@ class SmallCNN(nn.Sequential):
 
 def digits() -> tuple[Tensor, Tensor]:
     """Scikit-learn's 1,797 digits, enlarged from 8 to 16 pixels a side and standardised; and their classes."""
-    from sklearn.datasets import load_digits
-
-    images, labels = load_digits(return_X_y=True)
-    x = torch.from_numpy(images).float().reshape(-1, 1, 8, 8)
+    x, y = small_digits()
     x = F.interpolate(x, (16, 16), mode="bilinear", align_corners=False)
-    return (x - x.mean()) / x.std(), torch.from_numpy(labels).long()
+    return (x - x.mean()) / x.std(), y
 
 
 def trained_on_digits(seed: int, epochs: int) -> tuple[Network, Tensor, Tensor, float]:

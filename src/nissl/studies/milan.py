@@ -24,7 +24,9 @@ from nissl.concepts.descriptions import Descriptions, LabelDescriber, Milan, Wor
 from nissl.concepts.exemplars import Exemplars, find_exemplars
 from nissl.errors import MissingExtraError
 from nissl.network import Network
+from nissl.sources.digits import small_digits
 from nissl.studies.claims import at_least, at_most, stated
+from nissl.studies.training import fit
 from nissl.trust.statistics import bootstrap
 
 MATCH = 0.70
@@ -246,16 +248,11 @@ class SceneEncoder(nn.Module):
 def trained_encoder(seed: int, n: int, epochs: int) -> tuple[Network, float]:
     """The encoder, and the share of labels that it gets right on scenes it has not seen."""
     x, y = scenes(n, seed=10_000 + seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = SceneEncoder()
-        optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
-        for _ in range(epochs):
-            for rows in torch.randperm(n).split(32):
-                loss = F.binary_cross_entropy_with_logits(model(x[rows]), y[rows].float())
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
+
+    def loss_of(module: SceneEncoder, rows: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(module(x[rows]), y[rows].float())
+
+    model = fit(SceneEncoder, loss_of, n, epochs=epochs, batch=32, rate=3e-3, decay=0.01, seed=seed)
     test, truth = scenes(200, seed=20_000 + seed)
     with torch.no_grad():
         right = float(((model(test) > 0) == truth).float().mean())
@@ -347,27 +344,19 @@ def on_marked_digits(seed: int, quick: bool = False) -> pd.DataFrame:
 
     In the adversarial sets every digit bears the mark of a class drawn at random.
     """
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    small = torch.from_numpy(np.asarray(data.images)).float()[:, None] / 16  # pyright: ignore[reportAttributeAccessIssue]
+    small, y = small_digits()
     x = F.interpolate(small, size=(16, 16), mode="bilinear")
-    y = torch.from_numpy(np.asarray(data.target)).long()  # pyright: ignore[reportAttributeAccessIssue]
     g = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(x), generator=g)
     train, valid, test = order[: 600 if quick else 1000], order[1000:1300], order[1300:]
     shown = x[train].clone()
     shown[::2] = marked(shown[::2], y[train][::2])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Digits()
-        optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
-        for _ in range(5 if quick else 12):
-            for rows in torch.randperm(len(shown)).split(50):
-                loss = F.cross_entropy(model(shown[rows]), y[train][rows])
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
+
+    def loss_of(module: Digits, rows: Tensor) -> Tensor:
+        return F.cross_entropy(module(shown[rows]), y[train][rows])
+
+    epochs = 5 if quick else 12
+    model = fit(Digits, loss_of, len(shown), epochs=epochs, batch=50, rate=3e-3, decay=0.01, seed=seed)
     network = Network(model)
     units = find_exemplars(network, shown, "maps", batch=64, progress=False)
     labels = torch.zeros(len(shown), 3, 16, 16, dtype=torch.bool)

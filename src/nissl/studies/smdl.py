@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,11 @@ from nissl.attribution.perturbation import RISE, Occlusion
 from nissl.attribution.subsets import SMDL, TERMS, Ranking, average_highest_confidence, evidential_loss
 from nissl.errors import MissingExtraError
 from nissl.network import Network, Pass
-from nissl.runner import Asking, Job, Question, Runner, make_questions
+from nissl.runner import Asking, Question, Runner, make_questions
+from nissl.sources.digits import small_digits
 from nissl.studies import lima
 from nissl.studies.claims import at_least, at_most, stated
+from nissl.studies.training import fit
 from nissl.trust.statistics import bootstrap
 
 DELETION_AHEAD = 0.01
@@ -104,18 +107,12 @@ def digit_network() -> nn.Sequential:
 
 def train(x: Tensor, y: Tensor, evidential: bool, seed: int, epochs: int) -> nn.Sequential:
     """`digit_network` trained with cross-entropy or with `evidential_loss`."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = digit_network()
-        optimiser = torch.optim.Adam(net.parameters(), 2e-3)
-        for _ in range(epochs):
-            for rows in torch.randperm(len(x)).split(32):
-                output = net(x[rows])
-                loss = evidential_loss(output, y[rows]) if evidential else F.cross_entropy(output, y[rows])
-                optimiser.zero_grad()
-                loss.mean().backward()
-                optimiser.step()
-    return net.requires_grad_(False)
+
+    def loss_of(module: nn.Sequential, rows: Tensor) -> Tensor:
+        output = module(x[rows])
+        return (evidential_loss(output, y[rows]) if evidential else F.cross_entropy(output, y[rows])).mean()
+
+    return fit(digit_network, loss_of, len(x), epochs=epochs, batch=32, rate=2e-3, seed=seed).requires_grad_(False)
 
 
 def on_digits(
@@ -125,11 +122,7 @@ def on_digits(
 
     Pictures are those of scikit-learn, 8 × 8; 300 are learnt from, so that some of the rest are misread.
     """
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    x = torch.from_numpy(digits.images).float()[:, None] / 16  # pyright: ignore[reportAttributeAccessIssue]
-    y = torch.from_numpy(digits.target).long()  # pyright: ignore[reportAttributeAccessIssue]
+    x, y = small_digits()
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(x)))
     x, y = x[order], y[order]
     net, twin = (Network(train(x[:300], y[:300], e, seed, epochs)) for e in (False, True))
@@ -186,9 +179,7 @@ def by_single_regions(method: SMDL, net: Network, x: Tensor, y: Any, runner: Run
         v = yield from f.evaluate(np.eye(f.m, dtype=bool))
         return [int(i) for i in np.argsort(-v.total, kind="stable")]
 
-    jobs = [Job("single", i, net, lambda q=q: ask(q)) for i, q in enumerate(make_questions(net, x, y))]
-    found = {job.key: order for job, order in runner.drive(jobs, len(jobs), "single regions")}
-    return [found[i] for i in range(len(jobs))]
+    return runner.collect(net, [partial(ask, q) for q in make_questions(net, x, y)], "single regions", "single")
 
 
 def same_region_claims(what: str, table: dict[str, list[Ranking]], seed: int) -> Iterator[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Generator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
@@ -18,7 +19,7 @@ from nissl.arguments import instance
 from nissl.attribution.masking import Features
 from nissl.errors import InputError
 from nissl.network import Network
-from nissl.runner import Asking, Explained, Job, Question, Runner, make_questions
+from nissl.runner import Asking, Explained, Question, Runner, make_questions
 
 
 @dataclass(frozen=True)
@@ -134,16 +135,11 @@ class Check(ABC):
             raise InputError(f"{self.name} runs the method again: give method=, for instance IntegratedGradients()")
         dims = tuple(str(d) for d in scores.dims[1:])
         rows = [Explained(torch.as_tensor(np.asarray(s.values)), dims) for s in scores]
-        jobs = (
-            Job(self.name, i, network, lambda q=q, s=s: self.measure(q, s, method))
-            for i, (q, s) in enumerate(zip(questions, rows, strict=True))
-        )
+        starts = [partial(self.measure, q, s, method) for q, s in zip(questions, rows, strict=True)]
         runner = Runner() if runner is None else runner
         instance("runner", runner, Runner)
-        found = {job.key: m.figures for job, m in runner.drive(jobs, len(questions), self.name)}
-        return pd.DataFrame(
-            [found[i] for i in range(len(questions))], index=pd.RangeIndex(len(questions), name="example")
-        )
+        found = [m.figures for m in runner.collect(network, starts, self.name)]
+        return pd.DataFrame(found, index=pd.RangeIndex(len(questions), name="example"))
 
 
 def on(network: Network, asking: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:

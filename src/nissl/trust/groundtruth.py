@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -400,10 +401,8 @@ class GridNetwork(Network, ABC):
             answer = yield Pass(piece)
             return answer.output
 
-        jobs = (Job("activations", i, below, lambda p=p: read(p[None])) for i, p in enumerate(pieces))
         runner = Runner(progress=False, tune=False) if runner is None else runner
-        found = {job.key: a for job, a in runner.drive(jobs, len(pieces), "activations")}
-        a = torch.cat([found[i] for i in range(len(pieces))])
+        a = torch.cat(runner.collect(below, [partial(read, p[None]) for p in pieces], "activations"))
         return stitch(a.unflatten(0, (len(x), -1))) if self.by_cell else a
 
 
@@ -1171,13 +1170,12 @@ def _known_images(
         raise InputError("images hold NaN or infinity")
     given = None if labels is None else _labels(labels, len(x))
 
-    def predict(row: Tensor) -> Iterator[Any]:
+    def predict(row: Tensor) -> Asking[Tensor]:
         answer = yield Pass(row)
         return answer.output
 
-    jobs = (Job("ground truth", i, network, lambda r=r: predict(r[None])) for i, r in enumerate(x))  # pyright: ignore
-    found = {job.key: out for job, out in runner.drive(jobs, len(x), "predicting")}
-    output = torch.cat([found[i] for i in range(len(x))]).double().cpu()
+    output = torch.cat(runner.collect(network, [partial(predict, r[None]) for r in x], "predicting", "ground truth"))
+    output = output.double().cpu()
     if output.ndim != 2 or output.shape[1] < 2:
         raise InputError(f"grids need classes: outputs (n_images, n_classes), got shape {tuple(output.shape)}")
     is_probability = bool((output >= 0).all()) and bool(((output.sum(1) - 1).abs() < 1e-4).all())
