@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from nissl.models import vit
 from nissl.studies import neuron_path as study
@@ -21,11 +22,10 @@ def test_the_part_on_pictures_runs(monkeypatch):
     monkeypatch.setattr(study, "IMAGES", 6)
     monkeypatch.setattr(study, "EXACT_IMAGES", 1)
     monkeypatch.setattr(study, "NeuronPath", lambda **o: _few_steps(**o))
+    torch.manual_seed(0)
     module = vit.VisionTransformer(patch=14, width=8, depth=2, heads=2, hidden=12)
     monkeypatch.setattr(study, "fashion_vit", module.eval)
     images = np.random.default_rng(0).integers(0, 256, (24, 28, 28), dtype=np.uint8)
-    import torch
-
     with torch.no_grad():
         labels = module(vit.fashion_input(images)).argmax(1).numpy()
     table, same, cosine = study.on_pictures(images, labels, True, 0, False)

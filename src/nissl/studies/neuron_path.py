@@ -6,6 +6,7 @@ nissl, with unseen pictures of Fashion-MNIST where they are at hand. The thresho
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -150,7 +151,11 @@ def _profiles(path: Paths, y: np.ndarray, g: np.random.Generator) -> tuple[float
     same = np.array([[a == b for b in names] for a in names])
     np.fill_diagonal(same, False)
     other = ~same & ~np.eye(len(names), dtype=bool)
-    return float(cosine[same].mean()), float(cosine[other].mean())
+
+    def mean(of: np.ndarray) -> float:
+        return float(of.mean()) if of.size else math.nan  # pictures of one class only, or one of each
+
+    return mean(cosine[same]), mean(cosine[other])
 
 
 def _on_pictures(
