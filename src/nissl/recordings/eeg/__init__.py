@@ -1,0 +1,1 @@
+"""EEG, MEG and intracranial signals: covariances, artefacts, discrete codes."""

@@ -1,0 +1,1 @@
+"""Spikes: filters, communities, bi-clusters and generative models of populations of neurons."""
