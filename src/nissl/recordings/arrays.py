@@ -48,9 +48,12 @@ def as_trials(X: Any, name: str = "X", *, channels: int | None = None, times: in
     return found
 
 
-def as_bins(X: Any, name: str = "X", *, neurons: int | None = None) -> np.ndarray:
-    """Activity in bins of time, checked: ``(n_bins, n_neurons)``, float64; errors as of `as_trials`."""
-    found = _numbers(X, name, BINS, "(n_bins, n_neurons)")
+def as_bins(X: Any, name: str = "X", *, neurons: int | None = None, missing: bool = False) -> np.ndarray:
+    """Activity in bins of time, checked: ``(n_bins, n_neurons)``, float64; errors as of `as_trials`.
+
+    NaN is let through where `missing` is True: nothing was recorded there. Infinity never is.
+    """
+    found = _numbers(X, name, BINS, "(n_bins, n_neurons)", missing)
     if neurons is not None and found.shape[1] != neurons:
         raise InputError(f"{name} has {found.shape[1]} features, expected {neurons} as in the data of fit")
     return found
@@ -73,7 +76,7 @@ def as_rate(sampling_rate: Any, name: str = "sampling_rate") -> float:
     return float(sampling_rate)
 
 
-def _numbers(X: Any, name: str, dims: tuple[str, ...], shape: str) -> np.ndarray:
+def _numbers(X: Any, name: str, dims: tuple[str, ...], shape: str, missing: bool = False) -> np.ndarray:
     if isinstance(X, xr.DataArray):
         if set(X.dims) != set(dims):
             raise InputError(f"{name} has the dimensions {X.dims}, expected {dims}")
@@ -89,9 +92,10 @@ def _numbers(X: Any, name: str, dims: tuple[str, ...], shape: str) -> np.ndarray
         raise InputError(f"{name} must have the shape {shape}, got {found.shape}")
     if not found.size:
         raise InputError(f"{name} is empty: its shape is {found.shape}")
-    if not np.isfinite(found).all():
-        places = np.argwhere(~np.isfinite(found))
+    wrong = np.isinf(found) if missing else ~np.isfinite(found)
+    if wrong.any():
+        places, what = np.argwhere(wrong), "infinity" if missing else "NaN or infinity"
         raise InputError(
-            f"{name} holds NaN or infinity at {len(places)} places; the first {dims[1]} concerned is number {places[0][1]}"
+            f"{name} holds {what} at {len(places)} places; the first {dims[1]} concerned is number {places[0][1]}"
         )
     return found
