@@ -366,6 +366,9 @@ PAPERS: tuple[Paper, ...] = (
         "recordings",
         "Classifies EEG trials by the covariance of the signals together with delayed copies of themselves, on "
         "the manifold of positive definite matrices.",
+        object="nissl.recordings.eeg.AugmentedCovariance",
+        study="nissl.studies.augmented_covariance",
+        status="works",
     ),
     Paper(
         "dkf",

@@ -7,12 +7,13 @@ takes it. Order and lag come from a nested grid search, or from the theory of de
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin, clone
 from sklearn.metrics import accuracy_score, roc_auc_score
 from sklearn.model_selection import StratifiedKFold
@@ -25,18 +26,19 @@ from nissl.arguments import at_least, flag, is_whole, items
 from nissl.errors import InputError, MissingExtraError
 from nissl.recordings.arrays import as_labels, as_trials
 
-try:
-    from pyriemann.classification import MDM
-    from pyriemann.estimation import covariances
-    from pyriemann.tangentspace import TangentSpace
-except ImportError as error:
-    raise MissingExtraError("augmented covariances need pyriemann: pip install 'nissl[recordings]'") from error
-
 SHRINKING = ("oas", "lwf")
 """Estimators that stay positive definite with fewer samples than rows."""
 ESTIMATORS = ("cov", "scm", *SHRINKING)
 RANK = 1e-10
 """Directions with less than this share of the largest variance count as missing."""
+
+
+def _pyriemann(module: str) -> Any:
+    try:
+        return importlib.import_module(f"pyriemann.{module}")
+    except ImportError as error:
+        raise MissingExtraError("augmented covariances need pyriemann: pip install 'nissl[recordings]'") from error
+
 
 # ---------------------------------------------------------------- mathematics
 
@@ -167,7 +169,7 @@ def _neighbours(Y: np.ndarray, window: int, norm: float = 2.0) -> tuple[np.ndarr
     The distance is infinite where there is none.
     """
     n = len(Y)
-    distance, place = cKDTree(Y).query(Y, k=min(2 * window + 3, n), p=norm)
+    distance, place = KDTree(Y).query(Y, k=min(2 * window + 3, n), p=norm)
     allowed = (np.abs(place - np.arange(n)[:, None]) > window) & (distance > 0)
     column = allowed.argmax(1)
     row = np.arange(n)
@@ -351,7 +353,7 @@ class EmbeddingSelector(BaseEstimator):
     """
 
     def __init__(
-        self, method: Literal["mdop", "afnn"] = "mdop", max_delay: int = 30, max_dim: int = 30, ratio: float = 2.0,
+        self, method: str = "mdop", max_delay: int = 30, max_dim: int = 30, ratio: float = 2.0,
         max_trials: int | None = 20, random_state: int = 0,
     ) -> None:  # fmt: skip
         self.method = method
@@ -501,7 +503,7 @@ class AugmentedCovariance(TransformerMixin, BaseEstimator):
 
     def _matrices(self, X: np.ndarray) -> np.ndarray:
         if not self.toeplitz:
-            return np.asarray(covariances(self._delay.transform(X), estimator=self.estimator))
+            return np.asarray(_pyriemann("estimation").covariances(self._delay.transform(X), estimator=self.estimator))
         found = assemble(autocovariances(X, [k * self.lag_ for k in range(self.order_)]))
         return shrink(found, X.shape[2]) if self.estimator == "oas" else found
 
@@ -605,7 +607,7 @@ class AugmentedGrid(ClassifierMixin, BaseEstimator):
     """
 
     def __init__(
-        self, classifier: Literal["svm", "mdm"] = "svm", orders: Sequence[int] = tuple(range(1, 11)),
+        self, classifier: str = "svm", orders: Sequence[int] = tuple(range(1, 11)),
         lags: Sequence[int] = tuple(range(1, 11)), estimator: str = "oas", C: Sequence[float] = (0.5, 1.0, 1.5),
         kernels: Sequence[str] = ("linear", "rbf"), cv: Any = 3, scoring: str | None = None, random_state: int = 0,
     ) -> None:  # fmt: skip
@@ -666,7 +668,7 @@ class AugmentedGrid(ClassifierMixin, BaseEstimator):
             for f, (train, test) in enumerate(folds):
                 features = matrices
                 if self.classifier == "svm":
-                    space = TangentSpace().fit(matrices[train])
+                    space = _pyriemann("tangentspace").TangentSpace().fit(matrices[train])
                     features = space.transform(matrices)
                 for h, (_, head) in enumerate(heads):
                     fitted: Any = clone(head)
@@ -681,7 +683,7 @@ class AugmentedGrid(ClassifierMixin, BaseEstimator):
         self.best_params_ = {k: v for k, v in best.items() if k != "score"}
         head = next(h for p, h in heads if all(best[k] == v for k, v in p.items()))
         covariance = AugmentedCovariance(best["order"], best["lag"], self.estimator, toeplitz=True)
-        self.best_estimator_ = _pipeline(covariance, head).fit(X, y)
+        self.best_estimator_ = _pipeline(covariance, head, self.classifier == "svm").fit(X, y)
         return self
 
     def _fits(self, order: int, lag: int, channels: int, times: int) -> bool:
@@ -690,7 +692,7 @@ class AugmentedGrid(ClassifierMixin, BaseEstimator):
 
     def _heads(self) -> list[tuple[dict[str, Any], Any]]:
         if self.classifier == "mdm":
-            return [({}, MDM())]
+            return [({}, _pyriemann("classification").MDM())]
         return [({"C": c, "kernel": k}, SVC(C=c, kernel=cast(Any, k))) for k in self.kernels for c in self.C]
 
     @staticmethod
@@ -716,13 +718,13 @@ class AugmentedGrid(ClassifierMixin, BaseEstimator):
         return self.best_estimator_.predict_proba(X)
 
 
-def _pipeline(covariance: AugmentedCovariance, head: Any) -> Pipeline:
-    steps = [head] if isinstance(head, MDM) else [TangentSpace(), head]
-    return make_pipeline(ChannelRank(), covariance, *steps)
+def _pipeline(covariance: AugmentedCovariance, head: Any, tangent: bool) -> Pipeline:
+    between = [_pyriemann("tangentspace").TangentSpace()] if tangent else []
+    return make_pipeline(ChannelRank(), covariance, *between, head)
 
 
 def augmented_classifier(
-    classifier: Literal["svm", "mdm"] = "svm", search: Literal["grid", "mdop", "afnn", "pairs"] | None = "grid",
+    classifier: str = "svm", search: str | None = "grid",
     order: int = 1, lag: int = 1, estimator: str = "oas", **options: Any,
 ) -> Any:  # fmt: skip
     """A ready classifier of trials by augmented covariances.
@@ -757,7 +759,9 @@ def augmented_classifier(
     elif options:
         raise InputError(f"{', '.join(options)}: options belong to a search, and search is None")
     covariance = AugmentedCovariance(order, lag, estimator, selector=selector, uniform=search != "pairs")
-    return _pipeline(covariance, MDM() if classifier == "mdm" else SVC(kernel="linear"))
+    if classifier == "mdm":
+        return _pipeline(covariance, _pyriemann("classification").MDM(), tangent=False)
+    return _pipeline(covariance, SVC(kernel="linear"), tangent=True)
 
 
 def plot_augmented(
