@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from benchmarks.measure import SAME, Case, relative
 from benchmarks.subject import Subject
 from nissl.trust.audit import AuditResult, audit
+from nissl.trust.faithfulness import RegionCurves
 
 BUDGET = 128
 METHODS = {
@@ -34,7 +35,9 @@ METHODS = {
     "lime": "lime(n_samples=128)",
     "kernelshap": "kernelshap(n_samples=128)",
 }
-CHECKS = ["curves", "subsets", "completeness", "max_sensitivity", "randomisation", "logit", "invariance"]
+STEPS = 8
+"""Of curves: quantus takes only numbers of steps that divide the number of pixels."""
+CHECKS = [RegionCurves(steps=STEPS), "subsets", "completeness", "max_sensitivity", "randomisation", "logit", "invariance"]
 COMPARED = ("saliency", "ixg", "ig", "gradcam")
 """Methods without chance, whose scores must be the same."""
 
@@ -93,9 +96,9 @@ def with_peers(s: Subject, sanity_examples: int) -> dict[str, np.ndarray]:
             return explainer(model, x, y).detach().sum(1, keepdim=True).numpy()
 
         a = scores[name] = explain(s.module, s.x_numpy, s.y_numpy)
-        # curves: 10 points down, most and least relevant first
+        # curves: eight points down, most and least relevant first
         for order in (a, a.max(axis=(1, 2, 3), keepdims=True) - a):
-            quantus.PixelFlipping(features_in_step=-(-pixels // 10), perturb_baseline="mean", **QUIET)(
+            quantus.PixelFlipping(features_in_step=pixels // STEPS, perturb_baseline="mean", **QUIET)(
                 s.module, s.x_numpy, s.y_numpy, order
             )
         # subsets: infidelity, and the correlation of sums with falls for random sets

@@ -98,7 +98,7 @@ def fashion_input(images: np.ndarray) -> Float[Tensor, "n 1 y x"]:
 
 
 def train(
-    images: np.ndarray, labels: np.ndarray, epochs: int = 3, batch: int = 128, rate: float = 2e-3, seed: int = 0,
+    images: np.ndarray, labels: np.ndarray, epochs: int = 16, batch: int = 128, rate: float = 2e-3, seed: int = 0,
     progress: bool = True,
 ) -> VisionTransformer:  # fmt: skip
     """Train the transformer: AdamW, one cycle of the rate, pictures mirrored and moved by up to two pixels.
