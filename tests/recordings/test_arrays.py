@@ -45,7 +45,7 @@ def test_other_channels_than_in_fit():
         as_trials(np.zeros((2, 5, 7)), channels=6)
     with pytest.raises(InputError, match="7 times, expected 8"):
         as_trials(np.zeros((2, 5, 7)), channels=5, times=8)
-    with pytest.raises(InputError, match="4 features, expected 3"):
+    with pytest.raises(InputError, match="4 features, but it is expecting 3"):
         as_bins(np.zeros((9, 4)), neurons=3)
 
 

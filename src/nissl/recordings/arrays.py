@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from scipy.sparse import issparse
 
 from nissl.arguments import is_number
 from nissl.errors import InputError
@@ -55,7 +56,9 @@ def as_bins(X: Any, name: str = "X", *, neurons: int | None = None, missing: boo
     """
     found = _numbers(X, name, BINS, "(n_bins, n_neurons)", missing)
     if neurons is not None and found.shape[1] != neurons:
-        raise InputError(f"{name} has {found.shape[1]} features, expected {neurons} as in the data of fit")
+        raise InputError(
+            f"{name} has {found.shape[1]} features, but it is expecting {neurons} features as input, as in fit"
+        )
     return found
 
 
@@ -82,16 +85,25 @@ def _numbers(X: Any, name: str, dims: tuple[str, ...], shape: str, missing: bool
             raise InputError(f"{name} has the dimensions {X.dims}, expected {dims}")
         X = X.transpose(*dims)
     try:
+        if issparse(X):
+            raise TypeError("sparse arrays are not taken; use toarray()")
         found = np.asarray(X)
         if found.dtype.kind not in "fiub":
-            raise TypeError(f"its type is {found.dtype}")
+            raise TypeError(
+                f"{'Complex data not supported: ' if found.dtype.kind == 'c' else ''}its type is {found.dtype}"
+            )
         found = found.astype(np.float64, copy=False)
     except (TypeError, ValueError) as error:
         raise InputError(f"{name} must be an array of real numbers {shape}, got {type(X).__name__}: {error}") from error
     if found.ndim != len(dims):
-        raise InputError(f"{name} must have the shape {shape}, got {found.shape}")
+        raise InputError(f"{name} must have the shape {shape}, got {found.shape}. Reshape your data.")
     if not found.size:
-        raise InputError(f"{name} is empty: its shape is {found.shape}")
+        what = (
+            f"0 feature(s) (shape={found.shape}) while a minimum of 1 is required."
+            if len(found)
+            else f"shape {found.shape}"
+        )
+        raise InputError(f"{name} is empty: {what}")
     wrong = np.isinf(found) if missing else ~np.isfinite(found)
     if wrong.any():
         places, what = np.argwhere(wrong), "infinity" if missing else "NaN or infinity"

@@ -205,7 +205,8 @@ def information(x: np.ndarray, H: np.ndarray, Lambda: np.ndarray) -> tuple[np.nd
         which = which.reshape(x.shape[:-1])
         for i, p in enumerate(patterns):
             at = which == i
-            J[at], h[at], constant[at] = _seen(x[at][:, p], H[p], Lambda[np.ix_(p, p)])
+            if p.any():  # where nothing was seen, nothing is known
+                J[at], h[at], constant[at] = _seen(x[at][:, p], H[p], Lambda[np.ix_(p, p)])
         return J, h, constant
     for t in range(times):
         J[..., t : t + 1, :, :], h[..., t : t + 1, :], constant[..., t : t + 1] = information(
@@ -214,14 +215,14 @@ def information(x: np.ndarray, H: np.ndarray, Lambda: np.ndarray) -> tuple[np.nd
     return J, h, constant
 
 
-def _seen(x: np.ndarray, H: np.ndarray, Lambda: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _seen(x: np.ndarray, H: np.ndarray, Lambda: np.ndarray) -> tuple[np.ndarray, np.ndarray, Any]:
     L = np.linalg.cholesky(Lambda)
     W, v = np.linalg.solve(L, H), np.linalg.solve(L, x.reshape(-1, x.shape[-1]).T).T.reshape(x.shape)
     logdet = 2 * np.log(np.diagonal(L)).sum() + len(L) * np.log(2 * np.pi)
     return W.T @ W, v @ W, np.square(v).sum(-1) + logdet
 
 
-def update(m: np.ndarray, M: np.ndarray, J: np.ndarray, h: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def update(m: np.ndarray, M: np.ndarray, J: np.ndarray, h: np.ndarray) -> tuple[np.ndarray, np.ndarray, Any]:
     """Bayes' rule for a Gaussian state: N(m, M) times exp(h' z - z' J z / 2), normalised.
 
     Parameters
@@ -256,7 +257,7 @@ def update(m: np.ndarray, M: np.ndarray, J: np.ndarray, h: np.ndarray) -> tuple[
     return mean, P, 2 * np.log(np.diagonal(C, axis1=-2, axis2=-1)).sum(-1)
 
 
-Rule = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
+Rule = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, Any]]
 
 
 def information_filter(
