@@ -1,4 +1,4 @@
-"""The command line: ``nissl audit``, ``trace``, ``steer``, ``edit``, ``neurons``, ``methods``, ``sites``, ``papers``, ``reproduce``."""
+"""The command line: ``nissl audit``, ``trace``, ``steer``, ``edit``, ``neurons``, ``decode``, ``methods``, ``sites``, ``papers``, ``reproduce``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from nissl import cli_language
+from nissl import cli_language, cli_recordings, cli_vision
 from nissl.errors import FinishedRunError, InputError, NisslError
 
 app = typer.Typer(
@@ -239,6 +239,9 @@ def reproduce(
 
 
 for command in (cli_language.trace, cli_language.steer, cli_language.edit, cli_language.neurons):
+    app.command()(command)
+app.command()(cli_recordings.decode)
+for command in (cli_vision.concepts, cli_vision.paths):
     app.command()(command)
 
 

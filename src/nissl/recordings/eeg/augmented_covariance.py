@@ -7,7 +7,6 @@ takes it. Order and lag come from a nested grid search, or from the theory of de
 
 from __future__ import annotations
 
-import importlib
 import warnings
 from collections.abc import Sequence
 from typing import Any, cast
@@ -23,21 +22,15 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from nissl.arguments import at_least, flag, is_whole, items
-from nissl.errors import InputError, MissingExtraError
+from nissl.errors import InputError
 from nissl.recordings.arrays import as_labels, as_trials
+from nissl.recordings.extras import need
 
 SHRINKING = ("oas", "lwf")
 """Estimators that stay positive definite with fewer samples than rows."""
 ESTIMATORS = ("cov", "scm", *SHRINKING)
 RANK = 1e-10
 """Directions with less than this share of the largest variance count as missing."""
-
-
-def _pyriemann(module: str) -> Any:
-    try:
-        return importlib.import_module(f"pyriemann.{module}")
-    except ImportError as error:
-        raise MissingExtraError("augmented covariances need pyriemann: pip install 'nissl[recordings]'") from error
 
 
 # ---------------------------------------------------------------- mathematics
@@ -169,7 +162,8 @@ def _neighbours(Y: np.ndarray, window: int, norm: float = 2.0) -> tuple[np.ndarr
     The distance is infinite where there is none.
     """
     n = len(Y)
-    distance, place = KDTree(Y).query(Y, k=min(2 * window + 3, n), p=norm)
+    found = KDTree(Y).query(Y, k=min(2 * window + 3, n), p=norm)
+    distance, place = (np.asarray(v) for v in found)
     allowed = (np.abs(place - np.arange(n)[:, None]) > window) & (distance > 0)
     column = allowed.argmax(1)
     row = np.arange(n)
@@ -503,7 +497,9 @@ class AugmentedCovariance(TransformerMixin, BaseEstimator):
 
     def _matrices(self, X: np.ndarray) -> np.ndarray:
         if not self.toeplitz:
-            return np.asarray(_pyriemann("estimation").covariances(self._delay.transform(X), estimator=self.estimator))
+            return np.asarray(
+                need("pyriemann.estimation").covariances(self._delay.transform(X), estimator=self.estimator)
+            )
         found = assemble(autocovariances(X, [k * self.lag_ for k in range(self.order_)]))
         return shrink(found, X.shape[2]) if self.estimator == "oas" else found
 
@@ -668,7 +664,7 @@ class AugmentedGrid(ClassifierMixin, BaseEstimator):
             for f, (train, test) in enumerate(folds):
                 features = matrices
                 if self.classifier == "svm":
-                    space = _pyriemann("tangentspace").TangentSpace().fit(matrices[train])
+                    space = need("pyriemann.tangentspace").TangentSpace().fit(matrices[train])
                     features = space.transform(matrices)
                 for h, (_, head) in enumerate(heads):
                     fitted: Any = clone(head)
@@ -692,7 +688,7 @@ class AugmentedGrid(ClassifierMixin, BaseEstimator):
 
     def _heads(self) -> list[tuple[dict[str, Any], Any]]:
         if self.classifier == "mdm":
-            return [({}, _pyriemann("classification").MDM())]
+            return [({}, need("pyriemann.classification").MDM())]
         return [({"C": c, "kernel": k}, SVC(C=c, kernel=cast(Any, k))) for k in self.kernels for c in self.C]
 
     @staticmethod
@@ -719,7 +715,7 @@ class AugmentedGrid(ClassifierMixin, BaseEstimator):
 
 
 def _pipeline(covariance: AugmentedCovariance, head: Any, tangent: bool) -> Pipeline:
-    between = [_pyriemann("tangentspace").TangentSpace()] if tangent else []
+    between = [need("pyriemann.tangentspace").TangentSpace()] if tangent else []
     return make_pipeline(ChannelRank(), covariance, *between, head)
 
 
@@ -760,7 +756,7 @@ def augmented_classifier(
         raise InputError(f"{', '.join(options)}: options belong to a search, and search is None")
     covariance = AugmentedCovariance(order, lag, estimator, selector=selector, uniform=search != "pairs")
     if classifier == "mdm":
-        return _pipeline(covariance, _pyriemann("classification").MDM(), tangent=False)
+        return _pipeline(covariance, need("pyriemann.classification").MDM(), tangent=False)
     return _pipeline(covariance, SVC(kernel="linear"), tangent=True)
 
 
