@@ -553,8 +553,12 @@ def oddball(
     t = np.arange(int(0.8 * sampling_rate)) / sampling_rate
     waveform = amplitude * np.exp(-((t - 0.3) ** 2) / (2 * 0.06**2))
     topography = _around(places, "Pz")
-    course = np.zeros(n_times + len(waveform))
-    np.add.at(course, samples[target][:, None] + np.arange(len(waveform)), waveform)
+    wanted = samples[target]
+    course = np.bincount(
+        (wanted[:, None] + np.arange(len(waveform))).ravel(),
+        np.tile(waveform, len(wanted)),
+        minlength=n_times,
+    )
     X = noise * _shared_noise(g, places, (n_times,)) + topography[:, None] * course[:n_times]
     return Oddball(
         _signals(X, channels, sampling_rate, "simulate.oddball"),
@@ -881,3 +885,60 @@ def planted_communities(
     active = inside.T[:, None] & windows.T[None]
     X = traces(len(labels)) + np.sqrt(snr) * (traces(n_groups) * active)[:, :, labels]
     return PlantedCommunities(X, labels, windows, inside)
+
+
+@dataclass(frozen=True, eq=False)
+class PlantedGroups:
+    """Traces in which each of three groups of neurons acts together in one part of the time and in some animals.
+
+    Attributes
+    ----------
+    X : array (n_animals, n_times, n_neurons)
+    labels : array of int (n_neurons,)
+        Group of each neuron.
+    active : array of bool (3, n_times)
+        When each group acts together.
+    animals : array of bool (3, n_animals)
+        In which animals.
+    """
+
+    X: np.ndarray
+    labels: np.ndarray
+    active: np.ndarray
+    animals: np.ndarray
+
+
+def planted_groups(
+    n_times: int = 400, n_neurons: int = 24, *, snr: float = 3.0, smooth: float = 3.0, seed: int = 0
+) -> PlantedGroups:
+    """Four animals; groups act in animals 0 and 1, in 1 to 3, and in 3, each in its third of the time; all else is independent.
+
+    Parameters
+    ----------
+    n_times, n_neurons : int
+    snr : float, default 3
+        Variance of the shared signal over that of a neuron's own, while its group acts.
+    smooth : float, default 3
+        Standard deviation, in bins, of the Gaussian by which white noise is smoothed.
+    seed : int, default 0
+    """
+    from scipy.ndimage import gaussian_filter1d
+
+    at_least("n_times", n_times, 30)
+    at_least("n_neurons", n_neurons, 6)
+    for name, value in (("snr", snr), ("smooth", smooth)):
+        if not is_number(value) or value <= 0:
+            raise InputError(f"{name} must be a number above 0, got {value!r}")
+    g = np.random.default_rng(seed)
+
+    def noise(*shape: int) -> np.ndarray:
+        found = gaussian_filter1d(g.standard_normal(shape), smooth, axis=1, mode="wrap")
+        return found / found.std()
+
+    animals = np.array([[1, 1, 0, 0], [0, 1, 1, 1], [0, 0, 0, 1]], dtype=bool)
+    labels = np.arange(n_neurons) * 3 // n_neurons
+    active = np.arange(n_times) * 3 // n_times == np.arange(3)[:, None]
+    shared, own = noise(4, n_times, 3), noise(4, n_times, n_neurons)
+    on = animals.T[:, None, :] & active.T
+    X = own + (np.sqrt(snr) * shared * on)[:, :, labels]
+    return PlantedGroups(X, labels, active, animals)
