@@ -667,8 +667,9 @@ def plot_concepts(
     display: Any = None,
     n: int = 5,
     n_crops: int = 6,
+    n_maps: int = 0,
 ) -> Any:
-    """Concept sheet: a row a concept, the most important first, with the crops that use it most.
+    """Concept sheet: a row a concept, the most important first, with the crops that use it most, and where it is.
 
     Parameters
     ----------
@@ -682,6 +683,9 @@ def plot_concepts(
     n : int, default 5
         Concepts that are shown.
     n_crops : int, default 6
+    n_maps : int, default 0
+        Whole images beside the crops, those with the best crops, dark where the concept is not. Only where activations have
+        positions.
 
     Returns
     -------
@@ -693,22 +697,73 @@ def plot_concepts(
     check_is_fitted(craft)
     at_least("n", n, 1)
     at_least("n_crops", n_crops, 1)
-    shown = _shown(images, display)
+    at_least("n_maps", n_maps, 0)
+    shown, x = _shown(images, display), as_images("images", images)
     order = range(craft.n_concepts) if importance is None else importance.order.tolist()
     concepts, n_crops = list(order)[:n], min(n_crops, len(craft.places_))
+    strongest = [_images_of(craft, j)[:n_maps] for j in concepts]
+    n_maps = max(map(len, strongest))
     figure, axes = plt.subplots(
-        len(concepts), n_crops, squeeze=False, figsize=(1.1 * n_crops + 1.6, 1.15 * len(concepts)), layout="constrained"
-    )
-    for row, j in zip(axes, concepts, strict=True):
+        len(concepts), n_crops + n_maps, squeeze=False, layout="constrained",
+        figsize=(1.1 * (n_crops + n_maps) + 1.6, 1.15 * len(concepts)),
+    )  # fmt: skip
+    for ax in axes.flat:
+        ax.set_xticks([])
+        ax.set_yticks([])
+    for row, j, whole in zip(axes, concepts, strongest, strict=True):
         crops = craft.crops(shown, j, n_crops).movedim(1, -1).numpy()
-        for ax, crop in zip(row, crops, strict=True):
+        for ax, crop in zip(row, crops, strict=False):
             ax.imshow(crop, cmap="gray", vmin=0, vmax=1)
-            ax.set_xticks([])
-            ax.set_yticks([])
+        if len(whole):
+            maps = craft.maps(x[torch.from_numpy(whole)], None).to_numpy()[:, j]
+            light = 0.2 + 0.8 * maps / max(float(maps.max()), 1e-30)
+            for ax, image, lit in zip(row[n_crops:], shown[torch.from_numpy(whole)], light, strict=False):
+                ax.imshow((image * torch.from_numpy(lit)).movedim(0, -1).numpy(), cmap="gray", vmin=0, vmax=1)
+        for ax in row[n_crops + len(whole) :]:
+            ax.set_axis_off()
         text = f"concept {j}"
         if importance is not None:
             text += f"\n{float(importance.mean[j]):.2f}, {'raises' if float(importance.sign[j]) > 0 else 'lowers'}"
         row[0].set_ylabel(text, rotation=0, ha="right", va="center")
+    return figure
+
+
+def _images_of(craft: Craft, concept: int) -> np.ndarray:
+    """Numbers of the images that were fitted, those with the best crop of a concept first."""
+    best = craft.places_[np.argsort(-craft.crop_coefficients_[:, concept], kind="stable"), 0]
+    return best[np.sort(np.unique(best, return_index=True)[1])]
+
+
+def plot_curves(curves: Mapping[str, ConceptCurves]) -> Any:
+    """Concept insertion and deletion, mean over images; orders whose names begin with "random" are drawn grey.
+
+    Parameters
+    ----------
+    curves : mapping of name to ConceptCurves
+        From `Craft.curves`.
+
+    Returns
+    -------
+    matplotlib figure
+    """
+    import matplotlib.pyplot as plt
+
+    if not curves:
+        raise InputError("no curves were given")
+    figure, axes = plt.subplots(1, 2, figsize=(7.5, 2.9), sharey=True, layout="constrained")
+    colours = iter(("#0072b2", "#d55e00", "#009e73", "#cc79a7"))
+    grey = False
+    for name, c in sorted(curves.items(), key=lambda item: not item[0].startswith("random")):  # chance lies below
+        chance = name.startswith("random")
+        style = {"color": "#7f7f7f", "lw": 0.7, "alpha": 0.6} if chance else {"color": next(colours, "black"), "lw": 2}
+        label = ("random orders" if chance else name) if not (chance and grey) else None
+        grey |= chance
+        for ax, y in zip(axes, (c.insertion, c.deletion), strict=True):
+            ax.plot(y.mean(0).numpy(), label=label, **style)
+    for ax, what in zip(axes, ("put in", "taken away"), strict=True):
+        ax.set_xlabel(f"concepts {what}")
+    axes[0].set_ylabel("target, mean over images")
+    axes[0].legend(frameon=False, fontsize=8)
     return figure
 
 
