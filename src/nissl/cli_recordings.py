@@ -100,7 +100,7 @@ def decode(
     recording = packaged(demo) if file is None else read(file, labels, events, tmin, tmax, band, rate)
     recording = checked(recording)
     y, notes = recording.y, list(recording.notes)
-    cut = splits(y, split, folds, groups=recording.groups, seed=seed)  # pyright: ignore[reportArgumentType]
+    cut = splits(y, split, folds, groups=recording.groups, seed=seed)
     made = standard_decoders(recording.sampling_rate, *recording.X.shape[1:], seed=seed)
     if decoders is not None:
         wanted = [n.strip() for n in decoders.split(",") if n.strip()]
@@ -110,7 +110,7 @@ def decode(
     if not out.parent.exists():
         out.parent.mkdir(parents=True)
     found = evaluate(
-        made, recording.X, y, folds=cut, groups=recording.groups, metric=metric,  # pyright: ignore[reportArgumentType]
+        made, recording.X, y, folds=cut, groups=recording.groups, metric=metric,
         permutations=permutations, refit=refit, seed=seed, progress=not as_json,
     )  # fmt: skip
     explained = None

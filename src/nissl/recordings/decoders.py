@@ -134,8 +134,7 @@ def standard_decoders(sampling_rate: float, n_channels: int, n_times: int, seed:
             ChannelRank(), estimation.Covariances("oas"), filters.CSP(nfilter=min(6, n_channels)), lda()
         ),
         "tangent space": make_pipeline(
-            ChannelRank(), estimation.Covariances("oas"), tangent.TangentSpace(), StandardScaler(),
-            LogisticRegression(C=0.1, max_iter=1000),
+            ChannelRank(), estimation.Covariances("oas"), tangent.TangentSpace(), LogisticRegression(max_iter=1000),
         ),
         "augmented covariance": AugmentedGrid(orders=orders, lags=lags, C=[1.0], kernels=["linear"], random_state=seed),
     }  # fmt: skip

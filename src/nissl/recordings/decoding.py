@@ -197,8 +197,9 @@ def plot_decoders(evaluation: Evaluation) -> Figure:
     return figure
 
 
-def plot_confusion(confusion: np.ndarray, classes: Sequence[Any]) -> Figure:
+def plot_confusion(confusion: Any, classes: Any) -> Figure:
     """Trials by true class (rows) and predicted class."""
+    confusion = np.asarray(confusion)
     n = len(classes)
     figure = Figure(figsize=(2.4 + 0.55 * n, 1.9 + 0.5 * n), layout="constrained")
     ax = figure.subplots()

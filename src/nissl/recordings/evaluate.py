@@ -25,7 +25,6 @@ from nissl.errors import InputError, blame
 from nissl.recordings.arrays import as_labels
 from nissl.trust.statistics import Interval, bootstrap, holm, paired_test
 
-Split = Literal["stratified", "grouped", "blocked"]
 RESAMPLES = 2000
 
 
@@ -60,7 +59,7 @@ class BlockedKFold:
 
 
 def splits(
-    y: Any, split: Split = "stratified", n_splits: int = 5, *, groups: Any = None, gap: int = 0, seed: int = 0
+    y: Any, split: str = "stratified", n_splits: int = 5, *, groups: Any = None, gap: int = 0, seed: int = 0
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Folds as pairs of indices (train, test), checked: all classes are in each training set, no trial is tested twice.
 
@@ -196,8 +195,8 @@ class Evaluation:
 
 def evaluate(
     decoders: Mapping[str, Any], X: Any, y: Any, *, folds: Sequence[tuple[np.ndarray, np.ndarray]] | None = None,
-    split: Split = "stratified", n_splits: int = 5, groups: Any = None, gap: int = 0,
-    metric: Literal["auc", "accuracy", "balanced accuracy"] | None = None,
+    split: str = "stratified", n_splits: int = 5, groups: Any = None, gap: int = 0,
+    metric: str | None = None,
     permutations: int = 1000, refit: bool = False, seed: int = 0, progress: bool = True,
 ) -> Evaluation:  # fmt: skip
     """Cross-validate decoders on the same folds.
