@@ -420,6 +420,8 @@ def test_trials_of_spikes():
     np.testing.assert_array_equal(found.values, [[2, 0], [0, 1], [1, 0], [0, 0], [0, 0]])
     np.testing.assert_array_equal(found.trial, [0, 0, 1, 1, 1])
     np.testing.assert_allclose(found.time, [0.1, 0.35, 1.5, 1.75, 2.0])
+    twice = io.spike_counts(TIMES, 0.5, trials=np.array([[0.0, 1.0], [0.0, 2.0]]))  # trials may overlap
+    np.testing.assert_array_equal(twice.values, COUNTS[:2] + COUNTS)
 
 
 def test_a_spike_on_a_border_is_in_the_later_bin():
