@@ -16,8 +16,14 @@ CASES = {
     "checks": ["deletion", "infidelity_captum", "infidelity_quantus", "randomisation"],
     "relevance": ["lrp"],
     "snmf": ["snmf"],
+    "recordings": ["kalman", "factorisation", "bicluster_path"],
 }
-NEEDS = {"attribution": ["captum"], "checks": ["captum", "quantus"], "relevance": ["zennit"]}
+NEEDS = {
+    "recordings": ["filterpy", "tensorly"],
+    "attribution": ["captum"],
+    "checks": ["captum", "quantus"],
+    "relevance": ["zennit"],
+}
 
 
 @pytest.fixture(autouse=True)

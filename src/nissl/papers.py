@@ -318,6 +318,9 @@ PAPERS: tuple[Paper, ...] = (
         "recordings",
         "Sorts neurons into populations and time into states at once, from shared latent trajectories and local "
         "linear dynamics, with a Bayesian model of unbounded size sampled by MCMC.",
+        object="nissl.recordings.spikes.BiClustering",
+        study="nissl.studies.biclustering",
+        status="works",
     ),
     Paper(
         "at-at",
@@ -334,6 +337,9 @@ PAPERS: tuple[Paper, ...] = (
         "recordings",
         "Factorises a tensor of changing affinities between neurons, then finds weighted communities in each "
         "factor, so that the groups active in each period appear.",
+        object="nissl.recordings.spikes.DynamicConnectome",
+        study="nissl.studies.dynamic_connectome",
+        status="works",
     ),
     Paper(
         "neuroformer",
@@ -377,6 +383,9 @@ PAPERS: tuple[Paper, ...] = (
         "recordings",
         "A Bayesian filter that learns the state given the observation, where this is closer to Gaussian than "
         "the reverse, and still updates in closed form.",
+        object="nissl.recordings.spikes.DiscriminativeKalmanFilter",
+        study="nissl.studies.dkf",
+        status="works",
     ),
     Paper(
         "neuropictor",

@@ -80,14 +80,14 @@ def run(quick: bool = False, seed: int = 0, progress: bool = True) -> list[dict[
     """
     console = Console(stderr=True, quiet=not progress)
     seeds = range(seed, seed + (2 if quick else 5))
-    exact = pd.DataFrame([on_linear(s) for s in seeds])
+    exact = tabled([on_linear(s) for s in seeds])
     console.print("linear Gaussian", exact)
     largest = float(exact["difference"].max())
     claims = [
         stated(f"linear Gaussian: largest difference from the Kalman filter, at most {EXACT:g}", "equal", largest, None, largest <= EXACT),
         at_most("linear Gaussian: error of the DKF over that of the robust DKF", "(ours)", exact["dkf"] / exact["robust"], 1.0, 1.0, seed),
     ]  # fmt: skip
-    planted = pd.DataFrame([on_mixture(s, n) for n in NEURONS for s in seeds])
+    planted = tabled([on_mixture(s, n) for n in NEURONS for s in seeds])
     console.print("planted mixture, mean of seeds", planted.groupby("neurons").mean().round(3))
     for n, most in RATIO.items():
         at = planted[planted["neurons"] == n]
@@ -161,6 +161,11 @@ def run(quick: bool = False, seed: int = 0, progress: bool = True) -> list[dict[
     return claims
 
 
+def tabled(rows: list[dict[str, Any]]) -> Any:
+    """A DataFrame, one row each."""
+    return pd.DataFrame(rows)
+
+
 def on_linear(seed: int, n_bins: int = 400, d: int = 3, n: int = 8) -> dict[str, float]:
     """A stationary linear Gaussian system, for which f and Q are exact."""
     g = np.random.default_rng(seed)
@@ -227,7 +232,7 @@ def after(s: MixedStates, seed: int, n_bins: int) -> MixedStates:
     return MixedStates(x, z, s.A, s.Gamma, s.B, s.noise)
 
 
-def on_monkey(counts: Any, velocity: np.ndarray, unseen: Any, wanted: np.ndarray, seed: int) -> pd.DataFrame:
+def on_monkey(counts: Any, velocity: np.ndarray, unseen: Any, wanted: np.ndarray, seed: int) -> Any:
     """Velocity decoded from motor cortex: errors of each decoder on bins of the other set."""
     scores = make_pipeline(PCA(COMPONENTS, random_state=seed), StandardScaler())
     x, x2 = scores.fit_transform(np.sqrt(counts)), scores.transform(np.sqrt(unseen))

@@ -57,9 +57,9 @@ def run(quick: bool = False, seed: int = 0, progress: bool = True) -> list[dict[
     console = Console(stderr=True, quiet=not progress)
     off = on_sines()
     claims = [stated(f"affinity of two sines: largest distance from the integral, at most {AFFINITY}", "(exact)", off, None, off <= AFFINITY)]  # fmt: skip
-    tensors = pd.DataFrame([on_tensor(seed + k) for k in range(2 if quick else 5)])
-    graphs = pd.DataFrame([on_graph(seed + k) for k in range(2 if quick else 10)])
-    groups = pd.DataFrame([on_groups(seed + k, block) for block in (5, LONG) for k in range(1 if quick else 5)])
+    tensors = tabled([on_tensor(seed + k) for k in range(2 if quick else 5)])
+    graphs = tabled([on_graph(seed + k) for k in range(2 if quick else 10)])
+    groups = tabled([on_groups(seed + k, block) for block in (5, LONG) for k in range(1 if quick else 5)])
     for name, table in (("tensors", tensors), ("graphs", graphs), ("groups", groups.groupby("block").mean())):
         console.print(name, table.round(3))
     at = groups["block"] == 5
@@ -107,6 +107,11 @@ def run(quick: bool = False, seed: int = 0, progress: bool = True) -> list[dict[
         )
     )
     return claims
+
+
+def tabled(rows: list[dict[str, Any]]) -> Any:
+    """A DataFrame, one row each."""
+    return pd.DataFrame(rows)
 
 
 def on_sines() -> float:
@@ -201,8 +206,8 @@ def by_correlation(s: PlantedGroups, seed: int, width: int = 40) -> dict[str, fl
         return float(np.mean([max(adjusted_rand_score(s.labels == k, p) for p in found) for k in range(3)]))
 
     windows = [np.corrcoef(x[t : t + width].T) for x in s.X for t in range(0, len(x) - width + 1, width // 2)]
-    states = (
-        KMeans(4, n_init=3, random_state=seed).fit(np.array([w[np.triu_indices(len(w), 1)] for w in windows])).labels_
+    states = KMeans(4, n_init=3, random_state=seed).fit_predict(
+        np.array([w[np.triu_indices(len(w), 1)] for w in windows])
     )
     sliding = [np.mean([w for w, k in zip(windows, states, strict=True) if k == state], axis=0) for state in range(4)]
     return {"sliding": best(sliding), "static": best([np.mean([np.corrcoef(x.T) for x in s.X], axis=0)])}

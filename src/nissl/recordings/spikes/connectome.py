@@ -361,10 +361,9 @@ def rank_curve(
     for rank in ranks:
         fits = [factorise(tensor, rank, seed=seed + k) for k in range(n_restarts)]
         rows.append({"rank": rank, "error": min(f.losses[-1] for f in fits) / energy, "stability": stability(fits)})
-    table = pd.DataFrame(rows)
-    stable = table.index[table["stability"] >= STABLE]
-    table["chosen"] = table.index == (stable[-1] if len(stable) else int(np.argmax(table["stability"].to_numpy())))
-    return table
+    stable = np.array([r["stability"] for r in rows])
+    chosen = int(np.flatnonzero(stable >= STABLE)[-1]) if (stable >= STABLE).any() else int(np.argmax(stable))
+    return pd.DataFrame([r | {"chosen": k == chosen} for k, r in enumerate(rows)])
 
 
 class WeightedSBM(ClusterMixin, BaseEstimator):
@@ -515,7 +514,7 @@ def _spectral(W: np.ndarray, B: int, seed: int) -> np.ndarray:
     vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     if len(np.unique(vectors.round(12), axis=0)) < B:
         return np.zeros(len(W), dtype=int)
-    return _compact(KMeans(B, n_init=3, random_state=seed).fit_predict(vectors))
+    return _compact(KMeans(B, n_init=3, random_state=seed).fit_predict(vectors))  # pyright: ignore[reportArgumentType]
 
 
 def _moved(W: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -692,7 +691,7 @@ class DynamicConnectome(BaseEstimator):
         rank = self.rank
         if rank is None:
             self.rank_curve_ = rank_curve(tensor, range(1, 9), max(2, min(self.n_restarts, 5)), self.random_state)
-            rank = int(self.rank_curve_["rank"][self.rank_curve_["chosen"]].iloc[0])
+            rank = int(self.rank_curve_["rank"].to_numpy()[int(np.argmax(self.rank_curve_["chosen"].to_numpy()))])
         fits = [factorise(tensor, rank, seed=self.random_state + k) for k in range(self.n_restarts)]
         best = min(fits, key=lambda f: float(f.losses[-1]))
         pairs = np.zeros((len(self.kept_), rank))

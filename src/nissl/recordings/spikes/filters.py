@@ -623,7 +623,9 @@ class DiscriminativeKalmanFilter(_StateDecoder):
             raise InputError(f"regressor must have fit and predict, got {self.regressor!r:.60}")
 
     def _fit_observations(self, x: np.ndarray, z: np.ndarray, trial: np.ndarray) -> None:
-        new = lambda: NadarayaWatson() if self.regressor is None else clone(self.regressor)  # noqa: E731
+        def new() -> Any:
+            return NadarayaWatson() if self.regressor is None else clone(self.regressor)
+
         y = z[:, 0] if self._flat else z
         left, at = np.empty_like(z), np.zeros(len(z), dtype=bool)
         with blame(InputError, "the regressor failed"):
