@@ -65,7 +65,7 @@ def concepts(
     loaded, given, network = _load(model, data, examples, seed, device)
     x, runner = _pictures(given, data), Runner(memory=0, progress=not as_json)
     predicted = _predicted(network, x, runner)
-    site = _last_nonnegative(network, x[:4]) if layer is None else layer
+    site = last_nonnegative(network, x[:4]) if layer is None else layer
     if layer is not None:
         network.locate(layer)
     side = patch if patch is not None else max(round(min(x.shape[2:]) * 2 / 7), 1)
@@ -467,7 +467,7 @@ def _name(loaded: LoadedModel, c: int) -> str:
     return f"class {c}" if loaded.class_names is None or c >= len(loaded.class_names) else loaded.class_names[c]
 
 
-def _last_nonnegative(network: Network, x: Tensor) -> str:
+def last_nonnegative(network: Network, x: Tensor) -> str:
     """The last activation with places that is not negative and at which the network can be cut."""
     from nissl.network import Pass
     from nissl.network.part import above

@@ -450,8 +450,13 @@ class CausalGraph:
             coords={"beta": list(betas)},
         )
 
-    def plot(self) -> Any:
+    def plot(self, most: int = 12) -> Any:
         """The graph, from the first layer on the left to the class on the right; thick edges for large effects.
+
+        Parameters
+        ----------
+        most : int, default 12
+            Units that are drawn of a layer, those of the largest effects; the axis says how many there are.
 
         Returns
         -------
@@ -459,24 +464,28 @@ class CausalGraph:
         """
         import matplotlib.pyplot as plt
 
+        at_least("most", most, 1)
         figure, axes = plt.subplots(figsize=(2 + 2 * len(self.layers), 4.5), layout="constrained")
-
-        def height(units: Tensor) -> np.ndarray:
-            return np.linspace(0, 1, len(units) + 2)[1:-1]
-
-        for x, c in enumerate(self.layers):
-            low, high = height(c.causes), height(c.effects)
-            size = np.ones(len(c.causes)) if c.total_effect is None else c.total_effect.mean(0)[c.causes].abs().numpy()
-            size = size / max(size.max(initial=0.0), 1e-12)
-            for i, s in zip(low, size, strict=True):
-                for j in high:
+        drawn: list[tuple[np.ndarray, np.ndarray]] = []  # units of each layer, and their share of its largest effect
+        for c in self.layers:
+            units = c.causes.numpy()
+            size = np.ones(len(units)) if c.total_effect is None else c.total_effect.mean(0)[c.causes].abs().numpy()
+            kept = np.sort(np.argsort(-size, kind="stable")[:most])
+            drawn.append((units[kept], size[kept] / max(size.max(initial=0.0), 1e-12)))
+        heights = [np.linspace(0, 1, len(units) + 2)[1:-1] for units, _ in drawn] + [np.array([0.5])]
+        names = []
+        for x, (c, (units, size)) in enumerate(zip(self.layers, drawn, strict=True)):
+            for i, s in zip(heights[x], size, strict=True):
+                for j in heights[x + 1]:
                     axes.plot([x, x + 1], [i, j], color="C0", lw=0.3 + 2 * s, alpha=0.15 + 0.5 * s, zorder=1)
-            for i, unit in zip(low, c.causes.tolist(), strict=True):
+            for i, unit in zip(heights[x], units.tolist(), strict=True):
                 axes.text(x, i, str(unit), ha="center", va="center", fontsize=7, zorder=2,
                           bbox={"boxstyle": "circle,pad=0.2", "fc": "white", "ec": "C0", "lw": 0.8})  # fmt: skip
+            more = f"\n{len(units)} of {len(c.causes)} inputs" if len(units) < len(c.causes) else ""
+            names.append(f"{c.layer}{more}")
         axes.text(len(self.layers), 0.5, f"class {self.label}", ha="center", va="center", fontsize=8,
                   bbox={"boxstyle": "round", "fc": "white", "ec": "C1"})  # fmt: skip
-        axes.set_xticks([x + 0.5 for x in range(len(self.layers))], [c.layer for c in self.layers])
+        axes.set_xticks([x + 0.5 for x in range(len(self.layers))], names)
         axes.set_yticks([])
         axes.spines[:].set_visible(False)
         axes.set_title(f"Units whose edges carry class {self.label} ({self.n} images)", fontsize=9)
