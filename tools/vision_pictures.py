@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from PIL import Image
 from torch import Tensor
 
 import nissl
@@ -121,6 +122,9 @@ if __name__ == "__main__":
         made = PICTURES[name]()
         made = made.flat[0] if isinstance(made, np.ndarray) else made  # axes
         getattr(made, "figure", made).savefig(OUT / f"{name}.png", dpi=80, bbox_inches="tight")
+        with Image.open(OUT / f"{name}.png") as picture:
+            small = picture.convert("RGB").quantize(128)
+        small.save(OUT / f"{name}.png", optimize=True)
         with Image.open(OUT / f"{name}.png") as picture:
             picture.convert("RGB").quantize(128).save(OUT / f"{name}.png", optimize=True)
         print(OUT / f"{name}.png")
