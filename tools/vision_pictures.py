@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from PIL import Image
 from torch import Tensor
 
 import nissl
@@ -125,6 +124,4 @@ if __name__ == "__main__":
         with Image.open(OUT / f"{name}.png") as picture:
             small = picture.convert("RGB").quantize(128)
         small.save(OUT / f"{name}.png", optimize=True)
-        with Image.open(OUT / f"{name}.png") as picture:
-            picture.convert("RGB").quantize(128).save(OUT / f"{name}.png", optimize=True)
         print(OUT / f"{name}.png")
