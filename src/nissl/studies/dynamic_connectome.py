@@ -206,7 +206,7 @@ def by_correlation(s: PlantedGroups, seed: int, width: int = 40) -> dict[str, fl
         return float(np.mean([max(adjusted_rand_score(s.labels == k, p) for p in found) for k in range(3)]))
 
     windows = [np.corrcoef(x[t : t + width].T) for x in s.X for t in range(0, len(x) - width + 1, width // 2)]
-    states = KMeans(4, n_init=3, random_state=seed).fit_predict(
+    states = KMeans(4, n_init=3, random_state=seed).fit_predict(  # pyright: ignore[reportArgumentType]
         np.array([w[np.triu_indices(len(w), 1)] for w in windows])
     )
     sliding = [np.mean([w for w, k in zip(windows, states, strict=True) if k == state], axis=0) for state in range(4)]
