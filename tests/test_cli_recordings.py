@@ -206,10 +206,10 @@ def test_flat_channels_are_left_out_and_named(tmp_path):
     X, y = planted(40)
     X[:, 1] = 4.0
     np.savez(tmp_path / "x.npz", X=X, y=y, channels=NAMES, sampling_rate=RATE)
-    with pytest.warns(UserWarning, match="flat channels are left out: C3"):
+    with pytest.warns(UserWarning, match="flat: C3"):
         told = run(tmp_path / "x.npz", "--decoders", "time windows", "--examples", 0, "--out", tmp_path / "r.html")
     assert "C3" not in told["channels"]
-    assert told["notes"] == ["flat channels left out: C3"]
+    assert told["notes"] == ["x.npz: flat: C3", "flat channels left out: C3"]
     assert "flat channels left out: C3" in (tmp_path / "r.html").read_text()
 
 
@@ -238,12 +238,12 @@ BAD = {
     "unknown event": ({}, ("--events", "left,up"), "no event up|no event 'up'"),
     "all channels flat": ({"X": np.zeros((40, 5, 80))}, (), "every channel is flat"),
     "NaN": ({"X": np.full((40, 5, 80), np.nan)}, (), "NaN"),
-    "two dimensions": ({"X": np.zeros((40, 80))}, (), "shape"),
+    "two dimensions": ({"X": np.random.default_rng(0).random((5, 80))}, (), "shape"),
     "names of channels": ({"channels": ["Fz"]}, (), "1 names of channels for 5"),
-    "no rate": ({"sampling_rate": None}, (), "--rate"),
+    "no rate": ({"sampling_rate": None}, (), "no sampling_rate"),
     "rate 0": ({"sampling_rate": 0.0}, (), "above 0"),
     "no labels": ({"y": None}, (), "--labels"),
-    "no trials": ({"X": None}, (), "no array X"),
+    "no trials": ({"X": None}, (), "has no X"),
     "objects": ({"y": np.array([None] * 40)}, (), "cannot be read"),
     "decoder": ({}, ("--decoders", "deep"), "choose from"),
     "split": ({}, ("--split", "random"), "split must be"),
@@ -270,10 +270,13 @@ def test_other_files_that_cannot_be_read(tmp_path):
     raw = continuous()
     raw.set_annotations(None)
     raw.save(tmp_path / "b_raw.fif", verbose="error")
-    with pytest.raises(InputError, match="neither annotations nor"):
+    with pytest.raises(InputError, match="no annotations and no event"):
         run(tmp_path / "b_raw.fif", "--out", tmp_path / "r.html")
     with pytest.raises(InputError, match="8-35"):
         run(tmp_path / "b_raw.fif", "--band", "alpha")
+    continuous().save(tmp_path / "c_raw.fif", verbose="error")
+    with pytest.raises(InputError, match="below half of 100"):
+        run(tmp_path / "c_raw.fif", "--band", "8-80")
     with pytest.raises(InputError, match="there is no set"):
         run("--demo", "nothing")
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from nissl.errors import InputError, blame, said
+from nissl.errors import InputError, blame
 
 DEMO = "FingerMovements"
 """Of the packaged sets it names its electrodes, so that a map of the scalp can be drawn."""
@@ -59,7 +59,7 @@ class Recording:
 def decode(
     file: Annotated[
         Path | None,
-        typer.Argument(help="Trials or a recording: .npz, FIF, EDF, BDF, GDF, .vhdr, .set; by default a packaged EEG."),
+        typer.Argument(help="Trials or a recording: .npz, FIF, EDF, BDF, GDF or .vhdr; by default a packaged EEG."),
     ] = None,
     labels: Annotated[Path | None, typer.Option(help="Labels of the trials in FILE: .npy or .txt, one a line.")] = None,
     events: Annotated[
@@ -97,8 +97,7 @@ def decode(
     from nissl.recordings.evaluate import compare, evaluate, splits
 
     started = time.perf_counter()
-    recording = packaged(demo) if file is None else read(file, labels, events, tmin, tmax, band, rate)
-    recording = checked(recording)
+    recording = checked(packaged(demo)) if file is None else read(file, labels, events, tmin, tmax, band, rate)
     y, notes = recording.y, list(recording.notes)
     cut = splits(y, split, folds, groups=recording.groups, seed=seed)
     made = standard_decoders(recording.sampling_rate, *recording.X.shape[1:], seed=seed)
@@ -154,11 +153,34 @@ def packaged(name: str) -> Recording:
 def read(
     file: Path, labels: Path | None, events: str | None, tmin: float, tmax: float, band: str | None, rate: float | None
 ) -> Recording:
-    """Trials of a file; a continuous recording is cut at its events."""
+    """Trials of a file; a continuous recording is cut at its events. What is doubtful is warned of, and noted."""
+    from nissl.recordings import io
+
     if not file.is_file():
         raise InputError(f"there is no file {str(file)!r}")
     given = None if labels is None else _labels(labels)
-    found = _arrays(file, given, rate) if file.suffix == ".npz" else _mne(file, given, tmin, tmax, band)
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always", UserWarning)
+        if file.suffix == ".npz":
+            X, y = io.read_npz(file, rate)
+        elif file.name.lower().endswith(io.EPOCHS):
+            X, y = io.read_epochs(file)
+        else:
+            X, y = io.epochs_from(file, tmin=tmin, tmax=tmax, band=None if band is None else _band(band))
+        y = y if given is None else given
+        if y is None:
+            raise InputError(f"{file.name} has no labels y; name a file of them with --labels")
+        notes = [str(w.message) for w in heard if issubclass(w.category, UserWarning)]
+        filtered = [] if band is None else [f"band-pass {band} Hz before trials were cut"]
+        channels = [str(c) for c in X.coords["channel"].values]
+        groups = X.coords["group"].to_numpy() if "group" in X.coords else None
+        start = float(X.coords["time"].values[0])
+        found = checked(
+            Recording(X.to_numpy(), y, channels, X.attrs["sampling_rate"], start, groups, file.name,
+                      (*notes, *filtered))
+        )  # fmt: skip
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
     if events is None:
         return found
     wanted = [e.strip() for e in events.split(",") if e.strip()]
@@ -183,101 +205,34 @@ def _labels(file: Path) -> np.ndarray:
         return np.array([line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()])
 
 
-def _arrays(file: Path, labels: np.ndarray | None, rate: float | None) -> Recording:
-    """``X``, and ``y``, ``channels``, ``sampling_rate``, ``start``, ``groups`` where the file has them."""
-    with blame(InputError, f"{str(file)!r} cannot be read as arrays"), np.load(file, allow_pickle=False) as held:
-        found = {k: held[k] for k in held.files}
-    if "X" not in found:
-        raise InputError(
-            f"{file.name} has no array X (n_trials, n_channels, n_times); it has {', '.join(found) or 'none'}"
-        )
-    y = found.get("y") if labels is None else labels
-    if y is None:
-        raise InputError(f"{file.name} has no labels y; name a file of them with --labels")
-    X = found["X"]
-    rate = float(found["sampling_rate"]) if rate is None and "sampling_rate" in found else rate
-    if rate is None:
-        raise InputError(f"{file.name} says no sampling_rate; give --rate in Hz")
-    n = X.shape[1] if X.ndim == 3 else 0
-    names = [str(c) for c in found.get("channels", [f"channel {i + 1}" for i in range(n)])]
-    return Recording(X, y, names, rate, float(found.get("start", 0.0)), found.get("groups"), file.name)
-
-
-def _mne(file: Path, labels: np.ndarray | None, tmin: float, tmax: float, band: str | None) -> Recording:
-    from nissl.recordings.extras import need
-
-    mne = need("mne")
-    notes = []
-    with blame(InputError, f"{str(file)!r} cannot be read"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # names of files that are not as MNE likes them
-        if file.name.endswith(("-epo.fif", "_epo.fif", "-epo.fif.gz", "_epo.fif.gz")):
-            epochs = mne.read_epochs(file, verbose="error")
-        else:
-            raw = mne.io.read_raw(file, preload=True, verbose="error")
-            if band is not None:
-                low, high = _band(band, float(raw.info["sfreq"]))
-                raw.filter(low, high, verbose="error")
-                notes.append(f"band-pass {low:g} to {high:g} Hz before trials were cut")
-            found, codes = _events(mne, raw, file)
-            if not tmin < tmax:
-                raise InputError(f"--tmin {tmin:g} must be below --tmax {tmax:g}")
-            epochs = mne.Epochs(raw, found, codes, tmin, tmax, baseline=None, preload=True, verbose="error")
-    lost = sum(1 for d in epochs.drop_log if d and d != ("IGNORED",))
-    if lost:
-        notes.append(f"{lost} trials reach over the ends of the recording, or were marked bad, and are left out")
-    if len(epochs) == 0:
-        raise InputError(f"{file.name} has no trial that lies within the recording")
-    epochs = epochs.load_data().pick("data", exclude="bads")
-    names = {v: k for k, v in epochs.event_id.items()}
-    y = np.array([names[c] for c in epochs.events[:, 2]]) if labels is None else labels
-    return Recording(epochs.get_data(), y, list(epochs.ch_names), float(epochs.info["sfreq"]), float(epochs.tmin), None,
-                     file.name, tuple(notes))  # fmt: skip
-
-
-def _events(mne: Any, raw: Any, file: Path) -> tuple[Any, dict[str, int]]:
-    """Of the annotations, else of a stimulus channel."""
-    if len(raw.annotations):
-        found, codes = mne.events_from_annotations(raw, verbose="error")
-        if len(found):
-            return found, codes
-    try:
-        found = mne.find_events(raw, verbose="error")
-    except ValueError as error:
-        raise InputError(f"{file.name} has neither annotations nor a channel of events: {said(error)}") from error
-    if not len(found):
-        raise InputError(f"{file.name} holds no event")
-    return found, {str(c): int(c) for c in np.unique(found[:, 2])}
-
-
-def _band(text: str, rate: float) -> tuple[float, float]:
+def _band(text: str) -> tuple[float, float]:
     try:
         low, high = (float(v) for v in text.split("-"))
     except ValueError as error:
         raise InputError(f"--band {text!r}: give two frequencies in Hz such as 8-35") from error
-    if not 0 < low < high < rate / 2:
-        raise InputError(f"--band {text!r}: must rise, from above 0 to below half of {rate:g} Hz")
     return low, high
 
 
 def checked(recording: Recording) -> Recording:
-    """The recording as the contract wants it; flat channels are left out with a warning."""
+    """The recording as the contract wants it, without flat channels."""
     from nissl.recordings.arrays import as_labels, as_rate, as_trials
     from nissl.recordings.decoding import without_flat_channels
 
     X = as_trials(recording.X)
     y = as_labels(recording.y, len(X), "the labels")
-    rate = as_rate(recording.sampling_rate)
-    groups = None if recording.groups is None else as_labels(recording.groups, len(X), "groups")
-    if len(recording.channels) != X.shape[1]:
-        raise InputError(f"{len(recording.channels)} names of channels for {X.shape[1]} channels")
     moves = without_flat_channels(X)
     names, notes = recording.channels, list(recording.notes)
     if not moves.all():
-        flat = ", ".join(n for n, m in zip(names, moves, strict=True) if not m)
-        warnings.warn(f"flat channels are left out: {flat}", stacklevel=2)
-        notes.append(f"flat channels left out: {flat}")
+        notes.append(f"flat channels left out: {', '.join(n for n, m in zip(names, moves, strict=True) if not m)}")
     names = [n for n, m in zip(names, moves, strict=True) if m]
-    return replace(recording, X=X[:, moves], y=y, channels=names, sampling_rate=rate, groups=groups, notes=tuple(notes))
+    return replace(
+        recording,
+        X=X[:, moves],
+        y=y,
+        channels=names,
+        sampling_rate=as_rate(recording.sampling_rate),
+        notes=tuple(notes),
+    )
 
 
 # ---------------------------------------------------------------- telling

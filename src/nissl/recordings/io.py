@@ -46,7 +46,8 @@ SCALES = {
 DATA_TYPES = ("eeg", "ecog", "seeg", "dbs", "mag", "grad", "csd")
 """Types of channels that are signals of a brain."""
 
-_EPOCHS = ("-epo.fif", "_epo.fif", "-epo.fif.gz", "_epo.fif.gz")
+EPOCHS = ("-epo.fif", "_epo.fif", "-epo.fif.gz", "_epo.fif.gz")
+"""How names of files of trials end."""
 
 
 # ---------------------------------------------------------------- signals from arrays
@@ -230,7 +231,7 @@ def _open(source: Any) -> tuple[Any, str]:
         return source, "Raw"
     file = as_path("source", source)
     name = file.name
-    if name.lower().endswith(_EPOCHS):
+    if name.lower().endswith(EPOCHS):
         raise InputError(f"{name} holds trials: use read_epochs")
     suffix = ".fif.gz" if name.lower().endswith(".fif.gz") else file.suffix.lower()
     if suffix not in READERS:
@@ -276,7 +277,7 @@ def read_epochs(source: Any, picks: str | Sequence[str] = "data") -> tuple[xr.Da
     if not isinstance(source, mne.BaseEpochs):
         file = as_path("source", source)
         name = file.name
-        if not name.lower().endswith(_EPOCHS):
+        if not name.lower().endswith(EPOCHS):
             raise InputError(f"{name}: files of trials end with -epo.fif; use read_raw and epochs_from for others")
         if not file.is_file():
             raise InputError(f"there is no file {str(file)!r}")
@@ -315,7 +316,7 @@ def _say_mixed_rates(file: Path) -> None:
             f.seek(256)
             names = [f.read(16).decode("latin1").strip() for _ in range(n)]
         except ValueError as error:
-            raise InputError(f"{file.name} has a broken header") from error
+            raise InputError(f"{file.name} cannot be read: it has a broken header") from error
     kept = [(c, s) for c, s in zip(names, samples, strict=True) if "annotations" not in c.lower()]
     top = max((s for _, s in kept), default=0)
     slower = [c for c, s in kept if s != top]
@@ -389,6 +390,7 @@ def epochs_from(
     tmax: float = 1.0,
     baseline: tuple[float, float] | None = None,
     *,
+    band: tuple[float, float] | None = None,
     event_id: Mapping[str, int] | None = None,
     picks: str | Sequence[str] = "data",
 ) -> tuple[xr.DataArray, np.ndarray]:
@@ -405,6 +407,8 @@ def epochs_from(
         Seconds from the event to the first and to the last sample, both included.
     baseline : (float, float), optional
         Seconds; each channel's mean over them is taken away from the trial.
+    band : (float, float), optional
+        Band-pass in Hz, by MNE, before trials are cut: a filter on single trials would have edges.
     event_id : mapping of str to int, optional
         Names of the codes to keep; all codes, named by their numbers, if not given.
     picks : str or sequence of str, default "data"
@@ -455,6 +459,10 @@ def epochs_from(
     keep = np.isin(code, list(id_of.values()))
     at, code = at[keep], code[keep]
     rate, n_times = float(X.attrs["sampling_rate"]), X.sizes["time"]
+    if band is not None:
+        if len(band) != 2 or not all(is_number(b) for b in band) or not 0 < band[0] < band[1] < rate / 2:
+            raise InputError(f"band must rise from above 0 to below half of {rate:g} Hz, got {band!r}")
+        X = X.copy(data=need("mne").filter.filter_data(X.values, rate, *band, verbose="error"))
     out = (at < 0) | (at >= n_times)
     if out.any():
         raise InputError(
@@ -622,11 +630,14 @@ def save_npz(file: str | os.PathLike[str], X: xr.DataArray, y: Any = None) -> No
             part.unlink(missing_ok=True)
 
 
-def read_npz(file: str | os.PathLike[str]) -> tuple[xr.DataArray, np.ndarray | None]:
+def read_npz(
+    file: str | os.PathLike[str], sampling_rate: float | None = None
+) -> tuple[xr.DataArray, np.ndarray | None]:
     """A recording that `save_npz` wrote, or an .npz with at least ``X`` and ``sampling_rate``; and its labels, if any.
 
-    Other keys are those of `save_npz`, and ``times`` instead of ``start``. Pickled objects are not read. Errors and warnings
-    as of `signals`.
+    Other keys are those of `save_npz`, ``times`` instead of ``start``, and ``groups`` of trials (session, subject), which
+    become the coordinate ``group``. `sampling_rate` goes before that of the file. Pickled objects are not read. Errors and
+    warnings as of `signals`.
     """
     path = as_path("file", file)
     if not path.is_file():
@@ -636,6 +647,8 @@ def read_npz(file: str | os.PathLike[str]) -> tuple[xr.DataArray, np.ndarray | N
         np.load(path, allow_pickle=False) as f,
     ):
         held = {key: f[key] for key in f.files}
+    if sampling_rate is not None:
+        held["sampling_rate"] = np.array(as_rate(sampling_rate))
     for key in ("X", "sampling_rate"):
         if key not in held:
             raise InputError(f"{path.name} has no {key}; it has {', '.join(held) or 'nothing'}")
@@ -660,6 +673,12 @@ def read_npz(file: str | os.PathLike[str]) -> tuple[xr.DataArray, np.ndarray | N
             raise InputError(f"{path.name}: {len(units)} units for {found.sizes['channel']} channels")
         found = found.assign_coords(unit=("channel", units))
         found.attrs["units"] = units[0] if len(set(units)) == 1 else "mixed"
+    if "trial" not in found.dims and ("y" in held or "groups" in held):
+        raise InputError(
+            f"{path.name}: labels are of trials, X (n_trials, n_channels, n_times), here of the shape {X.shape}"
+        )
+    if "groups" in held:
+        found = found.assign_coords(group=("trial", as_labels(held["groups"], found.sizes.get("trial", 0), "groups")))
     y = held.get("y")
     return found, None if y is None else as_labels(y, found.sizes.get("trial", 0))
 
