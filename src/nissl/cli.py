@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from nissl import cli_language, cli_recordings, cli_vision
+from nissl import cli_language, cli_neurons, cli_recordings, cli_vision
 from nissl.errors import FinishedRunError, InputError, NisslError
 
 app = typer.Typer(
@@ -238,7 +238,7 @@ def reproduce(
     Console().print(table)
 
 
-for command in (cli_language.trace, cli_language.steer, cli_language.edit, cli_language.neurons):
+for command in (cli_language.trace, cli_language.steer, cli_language.edit, cli_neurons.neurons):
     app.command()(command)
 app.command()(cli_recordings.decode)
 for command in (cli_vision.concepts, cli_vision.paths):

@@ -25,6 +25,7 @@ from nissl.concepts.features import (
 from nissl.concepts.sae import SAE, explained_variance, train_sae
 from nissl.concepts.snmf import HierarchicalSemiNMF, Level, Node, SemiNMF
 from nissl.concepts.synthesis import CBR, MEAN, ActivationMaximisation, Phase, Synthesis
+from nissl.concepts.units import UnitSheets, unit_sheets
 from nissl.concepts.vocabulary import (
     NeuronVocabulary,
     WeightFolder,
@@ -40,8 +41,8 @@ __all__ = [
     "CBR", "MEAN", "SAE", "ActivationMaximisation", "Captioner", "ConceptCurves", "ConceptImportance",
     "Context", "Craft", "Description", "Descriptions", "Detection", "Exemplars", "Facets", "Features",
     "HierarchicalSemiNMF", "LabelDescriber", "Level", "Milan", "NeuronVocabulary", "Node", "Phase", "Prior",
-    "SemiNMF", "Synthesis", "TokenActivations", "WeightFolder", "Words", "clamp", "clamp_curve",
+    "SemiNMF", "Synthesis", "TokenActivations", "UnitSheets", "WeightFolder", "Words", "clamp", "clamp_curve",
     "concept_tokens", "difference_in_means", "explained_variance", "find_exemplars", "frequent_tokens",
     "plot_clamps", "plot_concepts", "plot_edit", "plot_exemplars", "plot_facets", "plot_features", "plot_maps",
-    "preserved", "token_activations", "train_sae",
+    "preserved", "token_activations", "train_sae", "unit_sheets",
 ]  # fmt: skip

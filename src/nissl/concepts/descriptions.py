@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nissl.arguments import at_least, flag, instance, is_number, items
-from nissl.concepts.exemplars import Exemplars, unit_maps
+from nissl.concepts.exemplars import Exemplars, ImageSource, unit_maps
 from nissl.errors import InputError
 from nissl.network import Ablate, Network, Pass
 from nissl.network.site import parse
@@ -617,25 +617,27 @@ class LabelDescriber:
             raise InputError(f"least must be a number of at least 0, got {least!r}")
         self.by, self.least = score, float(least)
 
-    def counts(self, exemplars: Exemplars, images: Tensor, labels: Tensor) -> Float[Tensor, "four units words"]:
+    def counts(self, exemplars: Exemplars, images: Any, labels: Tensor) -> Float[Tensor, "four units words"]:
         """Places where (unit fires, word holds), (fires), (holds), and all, as `describe` counts them."""
-        if images.ndim != 4:
-            raise InputError(f"images of shape (n, channels, height, width) are needed, got {tuple(images.shape)}")
-        if labels.ndim not in (2, 4) or len(labels) != len(images) or labels.dtype != torch.bool:
+        source = ImageSource(images)
+        if not source.indexed:
+            raise InputError("labels are counted over images that can be read by number: give a tensor or a Dataset")
+        n = len(images)
+        if labels.ndim not in (2, 4) or len(labels) != n or labels.dtype != torch.bool:
             raise InputError(
-                f"labels must be bool, (n, words) or (n, words, height, width) with n = {len(images)}; "
+                f"labels must be bool, (n, words) or (n, words, height, width) with n = {n}; "
                 f"got {labels.dtype} of shape {tuple(labels.shape)}"
             )
-        size = tuple(images.shape[-2:])
+        size = tuple(source.fetch([0]).shape[-2:])
         if labels.ndim == 4 and tuple(labels.shape[2:]) != size:
             raise InputError(f"images have {size} pixels, masks {tuple(labels.shape[2:])}")
         network, sites = exemplars.network, exemplars.sites
         modules = [network.get_module(parse(s).module) for s in sites]
         where = [torch.nonzero(exemplars.site == i)[:, 0] for i in range(len(sites))]
 
-        def ask(rows: slice) -> Asking[Tensor]:
-            answer = yield Pass(images[rows].float(), read=sites, output=False)
-            holds = labels[rows].float()
+        def ask(rows: range) -> Asking[Tensor]:
+            answer = yield Pass(source.fetch(rows).float(), read=sites, output=False)
+            holds = labels[rows.start : rows.stop].float()
             n_places = size[0] * size[1]
             found = torch.zeros(3, len(exemplars), labels.shape[1])
             for site, module, at in zip(sites, modules, where, strict=True):
@@ -653,28 +655,27 @@ class LabelDescriber:
             return found
 
         step = exemplars.runner.batch_size or 8
-        slices = [slice(i, i + step) for i in range(0, len(images), step)]
-        jobs = (Job("labels", i, network, lambda s=s: ask(s)) for i, s in enumerate(slices))
+        parts = [range(i, min(i + step, n)) for i in range(0, n, step)]
+        jobs = (Job("labels", i, network, lambda p=p: ask(p)) for i, p in enumerate(parts))
         total = torch.zeros(3, len(exemplars), labels.shape[1], dtype=torch.float64)
-        for _, found in exemplars.runner.drive(jobs, len(slices), "counting labels"):
+        for _, found in exemplars.runner.drive(jobs, len(parts), "counting labels"):
             total += found
-        n = float(len(images) * size[0] * size[1])
-        return torch.cat([total, torch.full_like(total[:1], n)])
+        return torch.cat([total, torch.full_like(total[:1], float(n * size[0] * size[1]))])
 
-    def scores(self, exemplars: Exemplars, images: Tensor, labels: Tensor) -> Float[Tensor, "units words"]:
+    def scores(self, exemplars: Exemplars, images: Any, labels: Tensor) -> Float[Tensor, "units words"]:
         """Score of each word for each unit."""
         both, fires, holds, n = self.counts(exemplars, images, labels)
         if self.by == "iou":
             return both / (fires + holds - both).clamp(min=1)
         return torch.where(both * n > fires * holds, mutual_information(both / n, fires / n, holds / n), 0.0)
 
-    def describe(self, exemplars: Exemplars, images: Tensor, labels: Tensor, words: Sequence[str]) -> Descriptions:
+    def describe(self, exemplars: Exemplars, images: Any, labels: Tensor, words: Sequence[str]) -> Descriptions:
         """The word that tells most of where each unit fires.
 
         Parameters
         ----------
         exemplars : Exemplars
-        images : Tensor (n, channels, height, width)
+        images : Tensor (n, channels, height, width) or Dataset
             Any images that are labelled; they need not be those of the exemplars.
         labels : Tensor of bool (n, words) or (n, words, height, width)
             Which images, or which of their places, the words hold for.

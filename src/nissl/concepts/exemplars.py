@@ -278,6 +278,8 @@ class Exemplars:
     n_images : int
     network : Network
     source : ImageSource
+    profiles : Tensor (units, n_images) or None
+        Largest activation over places in every image, where it was asked for.
     """
 
     sites: tuple[str, ...]
@@ -292,6 +294,7 @@ class Exemplars:
     source: ImageSource
     skip: int | None = None
     runner: Runner = field(default_factory=lambda: Runner(memory=0))
+    profiles: Float[Tensor, "units n"] | None = None
 
     def __len__(self) -> int:
         """Number of units."""
@@ -301,7 +304,8 @@ class Exemplars:
         """Those of some of the units."""
         index = torch.arange(len(self))[rows].reshape(-1)
         names = ("site", "unit", "ids", "activations", "threshold", "fires")
-        return replace(self, **{name: getattr(self, name)[index] for name in names})
+        profiles = None if self.profiles is None else self.profiles[index]
+        return replace(self, profiles=profiles, **{name: getattr(self, name)[index] for name in names})
 
     def row(self, site: str, unit: int) -> int:
         """Where the unit of a site stands."""
@@ -319,18 +323,20 @@ class Exemplars:
         """The images of one unit, as the network takes them; fewer than k where there were fewer."""
         return self.source.fetch(int(i) for i in self.ids[row] if i >= 0).float()
 
-    def masks(self, rows: Any = None) -> Bool[Tensor, "units k h w"]:
+    def masks(self, rows: Any = None, size: tuple[int, int] | None = None) -> Bool[Tensor, "units k h w"]:
         """Where units fire in their exemplars: a second pass over these images only.
 
         Parameters
         ----------
         rows : int, slice or sequence of int, optional
             Which units; all by default. One mask takes a byte a pixel: 15 exemplars of 224 × 224 are 0.75 MB a unit.
+        size : (int, int), optional
+            Height and width of the masks; by default those of the images.
 
         Returns
         -------
         Tensor (units, k, height, width) of bool
-            The map, enlarged bilinearly to the image, exceeds the unit's threshold.
+            The map, brought bilinearly to that size, exceeds the unit's threshold.
 
         Raises
         ------
@@ -339,9 +345,9 @@ class Exemplars:
         """
         some = self if rows is None else self[rows]
         wanted = some.ids >= 0
-        height, width = some.source.fetch([int(some.ids[wanted][0])]).shape[-2:]
+        height, width = size or some.source.fetch([int(some.ids[wanted][0])]).shape[-2:]
         masks = torch.zeros(*some.ids.shape, height, width, dtype=torch.bool)
-        for ids, batch, reads in some.reads(self.network, some.sites):
+        for ids, _, reads in some.reads(self.network, some.sites):
             unit, slot = torch.nonzero(torch.isin(some.ids, ids) & some.fires[:, None], as_tuple=True)
             image = torch.searchsorted(ids, some.ids[unit, slot])
             for number, maps in enumerate(reads):
@@ -355,7 +361,7 @@ class Exemplars:
                     raise InputError(
                         "the images are not those of the first pass; a Dataset must give the same each time"
                     )
-                large = F.interpolate(found[:, None], size=batch.shape[-2:], mode="bilinear")[:, 0]
+                large = F.interpolate(found[:, None], size=(height, width), mode="bilinear")[:, 0]
                 masks[u, s] = large > some.threshold[u, None, None]
         return masks
 
@@ -387,6 +393,7 @@ def find_exemplars(
     size: int = 1024,
     skip: int | None = None,
     batch: int = 8,
+    profiles: bool = False,
     seed: int = 0,
     progress: bool = True,
 ) -> Exemplars:
@@ -412,6 +419,8 @@ def find_exemplars(
         Tokens before those of the image's grid; found by default.
     batch : int, default 8
         Images at once: their activations at all sites are held together.
+    profiles : bool, default False
+        Also keep the largest activation of every unit in every image: 4 bytes each, so that memory grows with the images.
     seed : int, default 0
         Of places and thinning.
     progress : bool, default True
@@ -472,6 +481,7 @@ def find_exemplars(
     total = math.ceil(len(images) / batch) if source.indexed else None
     best, ids = torch.empty(0, 0), torch.empty(0, 0, dtype=torch.long)
     tails: list[TailQuantile] = []
+    kept: list[Tensor] = []
     n_images = 0
     for job, found in runner.drive(jobs(), total, "looking for exemplars"):
         start, pixels = job.key
@@ -484,6 +494,8 @@ def find_exemplars(
                 TailQuantile(p.shape[1], quantile, size, total, seed + i)
                 for i, ((p, _), total) in enumerate(zip(found, sizes, strict=True))
             ]
+        if profiles:
+            kept.append(peaks)
         numbers = torch.arange(start, start + len(pixels)).expand(len(peaks), -1)
         # stable, so that of equal activations the earlier image stays
         best, order = torch.cat([best, peaks], 1).sort(dim=1, descending=True, stable=True)
@@ -515,6 +527,7 @@ def find_exemplars(
         source,
         skip,
         runner,
+        torch.cat(kept, 1) if profiles else None,
     )
 
 

@@ -151,7 +151,6 @@ class Facets:
     def _cluster(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Map, labels and centres there, and the labels that the other kind of map gives."""
         from sklearn.cluster import KMeans
-        from sklearn.decomposition import PCA
         from sklearn.manifold import TSNE
 
         if float(np.ptp(codes, axis=0).max()) <= 1e-6 * float(np.abs(codes).max()):
@@ -159,7 +158,7 @@ class Facets:
                 "all images have the same code, so that they cannot be told apart; choose another code_site"
             )
         n = len(codes)
-        components = PCA(min(self.n_components, n - 1, codes.shape[1]), random_state=self.seed).fit_transform(codes)
+        components = _components(codes, self.n_components, self.seed)
         perplexity = min(self.perplexity, (n - 1) / 3)
         # t-SNE starts from the first two components
         start = "pca" if components.shape[1] > 1 else "random"
@@ -174,6 +173,32 @@ class Facets:
             np.asarray(own.cluster_centers_),
             np.asarray(fits[other].labels_),
         )
+
+
+def _components(codes: np.ndarray, n: int, seed: int) -> np.ndarray:
+    from sklearn.decomposition import PCA
+
+    return PCA(min(n, len(codes) - 1, codes.shape[1]), random_state=seed).fit_transform(codes)
+
+
+def group(codes: np.ndarray, k: int, n_components: int = 50, seed: int = 0) -> tuple[np.ndarray, float]:
+    """Sort a few images into facets by their codes, as `Facets` does with ``embed="pca"``, without synthetic pictures.
+
+    Returns
+    -------
+    ndarray (n,) of int, float
+        Facet of each image, and the mean silhouette; one facet and NaN where all codes are the same.
+    """
+    from sklearn.cluster import KMeans
+    from sklearn.metrics import silhouette_score
+
+    distinct = len(np.unique(codes, axis=0))
+    if distinct < k:
+        return np.zeros(len(codes), dtype=np.int64), float("nan")
+    components = _components(codes, n_components, seed)
+    labels = np.asarray(KMeans(k, n_init=10, random_state=seed).fit(components).labels_, dtype=np.int64)
+    found = len(np.unique(labels))
+    return labels, float(silhouette_score(components, labels)) if 1 < found < len(codes) else float("nan")
 
 
 def plot_facets(facets: Facets, path: str | Path | None = None) -> Figure:
