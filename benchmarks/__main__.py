@@ -45,6 +45,7 @@ CASES = {
     "patching_sweep": "patching",
     "kalman": "recordings",
     "factorisation": "recordings",
+    "bicluster_path": "recordings",
 }
 """Which module holds which case."""
 NEEDS = {"attribution": ["captum"], "relevance": ["zennit"], "checks": ["captum", "quantus"],

@@ -14,7 +14,9 @@ def test_a_module_that_is_there():
     assert need("os.path").join("a", "b")
 
 
-@pytest.mark.parametrize(("extra", "words"), [("recordings", r"nissl\[recordings\]"), ("training", r"nissl\[training\]")])
+@pytest.mark.parametrize(
+    ("extra", "words"), [("recordings", r"nissl\[recordings\]"), ("training", r"nissl\[training\]")]
+)
 def test_one_that_is_not(monkeypatch, extra, words):
     monkeypatch.setitem(sys.modules, "mne", None)
     with pytest.raises(MissingExtraError, match=words) as caught:

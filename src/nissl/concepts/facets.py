@@ -196,7 +196,8 @@ def group(codes: np.ndarray, k: int, n_components: int = 50, seed: int = 0) -> t
     if distinct < k:
         return np.zeros(len(codes), dtype=np.int64), float("nan")
     components = _components(codes, n_components, seed)
-    labels = np.asarray(KMeans(k, n_init=10, random_state=seed).fit(components).labels_, dtype=np.int64)
+    fitted = KMeans(k, n_init=10, random_state=seed).fit(components)  # pyright: ignore[reportArgumentType]
+    labels = np.asarray(fitted.labels_, dtype=np.int64)
     found = len(np.unique(labels))
     return labels, float(silhouette_score(components, labels)) if 1 < found < len(codes) else float("nan")
 

@@ -129,7 +129,7 @@ def _unit(
         "exemplars": [
             [place[int(e.ids[i, j])], _number(e.activations[i, j]), int(result.facet[i, j])] for j in range(kept)
         ],
-        "masks": base64.b64encode(np.packbits(result.masks[i, :kept].numpy())).decode(),
+        "masks": base64.b64encode(np.packbits(result.masks[i, :kept].numpy()).tobytes()).decode(),
         "silhouette": _number(result.silhouette[i]), "images": int(result.active[i]),
         "predicted": None if result.predicted is None else [_number(v) for v in result.predicted[i]],
         "flips": None if result.flips is None else _number(result.flips[i]),

@@ -1,5 +1,6 @@
 """Spikes: filters, communities, bi-clusters and generative models of populations of neurons."""
 
+from nissl.recordings.spikes.bicluster import BiClustering, plot_biclusters
 from nissl.recordings.spikes.connectome import (
     DifferentialAffinity,
     DynamicConnectome,
@@ -18,8 +19,10 @@ from nissl.recordings.spikes.filters import (
     normalised_rmse,
     plot_decoded,
 )
+from nissl.recordings.spikes.partitions import max_pear, similarity
 
 __all__ = [
+    "BiClustering",
     "DifferentialAffinity",
     "DiscriminativeKalmanFilter",
     "DynamicConnectome",
@@ -31,7 +34,10 @@ __all__ = [
     "WeightedSBM",
     "angle_error",
     "factorise",
+    "max_pear",
     "normalised_rmse",
+    "plot_biclusters",
     "plot_decoded",
     "rank_curve",
+    "similarity",
 ]
