@@ -89,10 +89,10 @@ def rivals(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """k-means that is told the numbers: of neurons by smoothed log-counts, of bins by principal components and their differences."""
     rows = gaussian_filter1d(np.log1p(X), 3.0, axis=0)
     rows = (rows - rows.mean(0)) / np.maximum(rows.std(0), 1e-12)
-    groups = KMeans(3, n_init=10, random_state=0).fit_predict(rows.T)
+    groups = KMeans(3, n_init=10, random_state=0).fit_predict(rows.T)  # pyright: ignore[reportArgumentType]
     scores = PCA(3, random_state=0).fit_transform(rows)
     bins = np.concatenate([scores, np.diff(scores, axis=0, prepend=scores[:1])], 1)
-    return groups, KMeans(2, n_init=10, random_state=0).fit_predict(bins)
+    return groups, KMeans(2, n_init=10, random_state=0).fit_predict(bins)  # pyright: ignore[reportArgumentType]
 
 
 def on_mouse(X: np.ndarray, seed: int, progress: bool) -> list[dict[str, Any]]:

@@ -191,7 +191,7 @@ class BiClustering(BaseEstimator):
                         kept.add(chain, path=len(kept.chains[-1]) % every == 0)
                     step()
                 accepted += chain.accepted
-        kept.hand_over(self)
+        self._summarise(kept)
         self.acceptance_ = float(np.mean(accepted)) if accepted else 1.0
         self.heldout_baseline_ = _baseline(given, hidden, self.likelihood == "poisson")
         self.n_features_in_ = n
@@ -239,6 +239,22 @@ class BiClustering(BaseEstimator):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a trace that never moves has no R-hat: NaN says so
             return arviz.summary(data, var_names=[*TRACES, "dispersion"], kind="diagnostics")
+
+    def _summarise(self, kept: _Kept) -> None:
+        likelihood, n_clusters, n_states, z, s, d, c, r = (
+            np.array([[draw[i] for draw in chain] for chain in kept.chains]) for i in range(8)
+        )
+        n = z.shape[0] * z.shape[1]
+        self.log_likelihood_trace_, self.n_clusters_trace_, self.n_states_trace_ = likelihood, n_clusters, n_states
+        self.samples_ = {"neuron_labels": z, "state_labels": s, "d": d, "c": c, "dispersion": r}
+        z, s = z.reshape(n, -1), s.reshape(n, -1)
+        self.neuron_similarity_, self.state_similarity_ = similarity(z), similarity(s)
+        self.neuron_labels_ = max_pear(z, self.neuron_similarity_)
+        self.state_labels_ = max_pear(s, self.state_similarity_)
+        self.rate_ = (kept.rate / n).T
+        self.dispersion_ = r.reshape(n, -1).mean(0)
+        self.heldout_loglik_ = float(kept.predicted.mean() - np.log(n)) if len(kept.predicted) else float("nan")
+        self.latents_ = align(kept.paths, self.neuron_labels_)
 
     def _check(self) -> None:
         for name, value, low in (
@@ -310,22 +326,6 @@ class _Kept:
         self.chains[-1].append((*traces, *(a.copy() for a in draws)))
         if path:
             self.paths.append((chain.z.copy(), chain.paths().astype(np.float32), chain.d.copy(), chain.c.copy()))
-
-    def hand_over(self, to: BiClustering) -> None:
-        likelihood, n_clusters, n_states, z, s, d, c, r = (
-            np.array([[draw[i] for draw in chain] for chain in self.chains]) for i in range(8)
-        )
-        n = z.shape[0] * z.shape[1]
-        to.log_likelihood_trace_, to.n_clusters_trace_, to.n_states_trace_ = likelihood, n_clusters, n_states
-        to.samples_ = {"neuron_labels": z, "state_labels": s, "d": d, "c": c, "dispersion": r}
-        z, s = z.reshape(n, -1), s.reshape(n, -1)
-        to.neuron_similarity_, to.state_similarity_ = similarity(z), similarity(s)
-        to.neuron_labels_ = max_pear(z, to.neuron_similarity_)
-        to.state_labels_ = max_pear(s, to.state_similarity_)
-        to.rate_ = (self.rate / n).T
-        to.dispersion_ = r.reshape(n, -1).mean(0)
-        to.heldout_loglik_ = float(self.predicted.mean() - np.log(n)) if len(self.predicted) else float("nan")
-        to.latents_ = align(self.paths, to.neuron_labels_)
 
 
 def identify(

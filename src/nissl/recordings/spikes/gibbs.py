@@ -353,7 +353,7 @@ class Chain:
         if self.L > 1 and len(self.s) > 2:
             energy = (self.h - self.h.mean(0)) ** 2
             level = np.log(gaussian_filter1d(energy.sum(1), ENERGY) + 1e-9)[:, None]
-            self.s = KMeans(2, n_init=4, random_state=int(self.g.integers(2**31))).fit_predict(level).astype(np.int64)
+            self.s = KMeans(2, n_init=4, random_state=int(self.g.integers(2**31))).fit_predict(level).astype(np.int64)  # pyright: ignore[reportArgumentType]
             self.transition, self.weights = switching.draw_transitions(self.s, self.weights, self.prior, self.g)
         for _ in range(EM_STEPS):
             self.draw_dynamics()
@@ -505,7 +505,7 @@ def smoothed(y: np.ndarray) -> np.ndarray:
 def start_labels(rows: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
     """k-means of `smoothed` rows, of at most as many groups as there are different ones."""
     n_clusters = min(n_clusters, len(np.unique(rows, axis=0)))
-    return KMeans(n_clusters, n_init=10, random_state=seed).fit_predict(rows)
+    return KMeans(n_clusters, n_init=10, random_state=seed).fit_predict(rows)  # pyright: ignore[reportArgumentType]
 
 
 def choose_labels(

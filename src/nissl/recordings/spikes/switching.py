@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import multigammaln
+from scipy.special import multigammaln  # pyright: ignore[reportAttributeAccessIssue]
 
 from nissl.recordings.spikes.polya_gamma import compiled
 
@@ -248,7 +248,7 @@ def draw_transitions(
     own = prior.alpha * weights + prior.kappa * np.eye(L)
     tables = np.zeros((L, L))
     for i, j in np.argwhere(counts):
-        seated = np.arange(counts[i, j])
+        seated = np.arange(int(counts[i, j]))
         tables[i, j] = (g.random(len(seated)) < own[i, j] / (own[i, j] + seated)).sum()
     # tables that are there only because states stay say nothing of the weights
     share = prior.kappa / (prior.kappa + prior.alpha * weights)
