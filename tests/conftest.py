@@ -2,10 +2,13 @@
 
 import importlib.util
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 
 import pytest
+
+from report_browser import Browser
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -29,6 +32,17 @@ def _memory_is_given_back() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("nissl.cli._keep_freed_memory", lambda: False)
         yield
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """Chromium without a window; tests that need it are skipped where there is none."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no Chromium: the page was not tried in a browser")
+    found = Browser(program, tmp_path_factory.mktemp("profile"))
+    yield found
+    found.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """The commands about vision models, on tiny networks in a folder."""
 
 import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -10,13 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parent / "report"))
-from report_browser import Browser
-
 from nissl import cli_vision
 from nissl.cli import app
 from nissl.errors import MissingExtraError, NisslError
+from report_browser import Browser
 
-PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = "<script>alert(1)</script>"
 MODEL = f"""
 import torch
@@ -63,23 +60,17 @@ def run(*words):
     return result
 
 
-def opens(page: Path, folder: Path) -> list[str]:
+def opens(browser: Browser, page: Path) -> list[str]:
     """What headless Chromium complains of."""
-    if PROGRAM is None:
-        pytest.skip("no Chromium here")
-    browser = Browser(PROGRAM, folder / "profile")
-    try:
-        browser.open(page.as_uri())
-        return browser.complaints() + [u for u in browser.requests() if not u.startswith(("file:", "about:"))]
-    finally:
-        browser.close()
+    browser.open(page.as_uri())
+    return browser.complaints() + [u for u in browser.requests() if not u.startswith(("file:", "about:"))]
 
 
 CONCEPTS = ("concepts", "--model", "nets:chain", "--data", "data.npz", "--n", 3)
 PATHS = ("paths", "--data", "data.npz")
 
 
-def test_concepts_of_a_class_are_written(here):
+def test_concepts_of_a_class_are_written(browser, here):
     found = json.loads(run(*CONCEPTS, "--below", "1", "--out", "new/c.html", "--json").stdout)
     assert found["layer"] == "3"  # the last activation with places that is not negative
     (group,) = found["groups"]
@@ -90,7 +81,7 @@ def test_concepts_of_a_class_are_written(here):
     page = (here / "new" / "c.html").read_text()
     assert "<script" not in page
     assert page.count("data:image/png;base64,") == 3
-    assert opens(here / "new" / "c.html", here) == []
+    assert opens(browser, here / "new" / "c.html") == []
 
 
 def test_hostile_names_are_escaped(here):
@@ -100,14 +91,14 @@ def test_hostile_names_are_escaped(here):
     assert "&lt;script&gt;" in page
 
 
-def test_causal_paths_of_a_chain(here):
+def test_causal_paths_of_a_chain(browser, here):
     found = json.loads(run(*PATHS, "--model", "nets:chain", "--classes", "1", "--out", "p.html", "--json").stdout)
     assert found["method"] == "causal"
     (row,) = found["classes"]
     # every path to the class is positive, so that nothing is left without the graph
     assert row["still in the class without the graph"] == 0
     assert row["logit with the graph alone, share"] > 0.5
-    assert opens(here / "p.html", here) == []
+    assert opens(browser, here / "p.html") == []
 
 
 def test_neuron_paths_of_a_transformer(here):

@@ -1,11 +1,8 @@
 """``nissl decode``: planted signals are decoded and found, files are read, what cannot be decoded is refused, the page is quiet."""
 
 import json
-import os
-import shutil
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import mne
@@ -20,7 +17,6 @@ from nissl.recordings.decoders import BandPower, TimeWindows, standard_decoders
 from nissl.recordings.evaluate import evaluate, splits
 
 sys.path.insert(0, str(Path(__file__).parent / "report"))
-from report_browser import Browser
 
 NAMES = ["Fz", "C3", "Cz", "C4", "Pz"]
 CHANNEL, START, END, RATE = 3, 30, 45, 100.0
@@ -282,17 +278,6 @@ def test_other_files_that_cannot_be_read(tmp_path):
 
 
 # ---------------------------------------------------------------- the page
-
-PROGRAM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome") or ""
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    if not PROGRAM:
-        pytest.skip("there is no Chromium")
-    found = Browser(PROGRAM, tmp_path_factory.mktemp("profile"))
-    yield found
-    found.close()
 
 
 @pytest.mark.parametrize("width", [400, 1280])

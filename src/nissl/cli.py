@@ -75,8 +75,6 @@ def audit(
     as_json: _Json = False,
 ) -> None:
     """Audit explanations of a model on some inputs."""
-    from nissl.network import Network
-    from nissl.sources import load_data, load_model
     from nissl.trust.audit import Shown
 
     if target not in ("predicted", "label"):
@@ -87,20 +85,15 @@ def audit(
         network, given, shown = cli_language.prompts_to_audit(model.removeprefix("lm:"), data, examples, device)
         _audit(network, given, None, shown, methods, checks, budget, out, resume, seed, batch_size, as_json)
         return
-    loaded = load_model(model)
-    if data is None:
-        if model != "demo":
-            raise InputError("--model names your own model: say with --data what it is to be run on")
-        data = "demo"
-        examples = 10 if examples is None else examples
-    inputs = load_data(data, loaded, examples, seed)
-    network = Network(loaded.module, device=device_of(device), name=loaded.name)
+    if data is None and model == "demo" and examples is None:
+        examples = 10
+    loaded, inputs, network = cli_vision.load(model, data, examples, seed, device)
     if network.device.type == "cpu" and _keep_freed_memory():
         network.batch_bytes = 2**23
     targets: Any = None
     if target == "label":
         if inputs.labels is None:
-            raise InputError(f"--target label: {data} has no labels")
+            raise InputError(f"--target label: {data or 'demo'} has no labels")
         targets = inputs.labels
     masks = inputs.masks if inputs.masks is not None else _masks(inputs)
     shown = Shown(images=inputs.images, names=inputs.names, class_names=loaded.class_names, masks=masks)

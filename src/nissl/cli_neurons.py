@@ -12,7 +12,7 @@ import typer
 
 from nissl import cli_language
 from nissl.cli_language import _answer, _folder, _plain
-from nissl.cli_vision import _load, _pictures
+from nissl.cli_vision import _pictures, load
 from nissl.errors import InputError
 
 
@@ -89,7 +89,7 @@ def _vision(
     from nissl.report.neurons import write_neurons
     from nissl.sources.images import Preprocess
 
-    loaded, given, network = _load(model, data, examples, seed, device)
+    loaded, given, network = load(model, data, examples, seed, device)
     x = _pictures(given, data)
     _folder(out)
     scale: dict[str, Any] = {}

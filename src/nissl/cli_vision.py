@@ -62,7 +62,7 @@ def concepts(
     from nissl.report.page import Section
     from nissl.runner import Runner
 
-    loaded, given, network = _load(model, data, examples, seed, device)
+    loaded, given, network = load(model, data, examples, seed, device)
     x, runner = _pictures(given, data), Runner(memory=0, progress=not as_json)
     predicted = _predicted(network, x, runner)
     site = last_nonnegative(network, x[:4]) if layer is None else layer
@@ -204,7 +204,7 @@ def paths(
         model, data = _shipped()
         shipped_neuron = model.endswith("fashion_model")
         examples = (30 if shipped_neuron else 300) if examples is None else examples
-    loaded, given, network = _load(model, data, examples, seed, device)
+    loaded, given, network = load(model, data, examples, seed, device)
     x, runner = _pictures(given, data), Runner(progress=not as_json)
     names = None if layer is None else [w.strip() for w in layer.split(",") if w.strip()]
     if method == "auto":
@@ -240,7 +240,6 @@ def _causal(
 ) -> tuple[list[Any], pd.DataFrame, str]:  # fmt: skip
     from nissl.attribution.causal_paths import CausalPaths
     from nissl.report.page import Part, Section
-    from nissl.studies.causal_paths import random_graph
 
     rng, rows, sections = np.random.default_rng(seed), [], []
     for c, mine in chosen:
@@ -251,7 +250,7 @@ def _causal(
             raise InputError(f"{error} (on the command line: --layer A,B,...)") from error
         others = (predicted != c).nonzero()[:, 0][:200]
         without = graph.necessary(network)
-        chance = [random_graph(graph, rng).necessary(network) for _ in range(5)]
+        chance = [graph.random(rng).necessary(network) for _ in range(5)]
 
         def kept(net: Network, at: Tensor) -> float:
             return float((_predicted(net, x[at], runner) == predicted[at]).double().mean()) if len(at) else np.nan
@@ -391,9 +390,10 @@ def _shipped() -> tuple[str, str]:
 # ---------------------------------------------------------------- what both share
 
 
-def _load(
+def load(
     model: str, data: str | None, examples: int | None, seed: int, device: str | None
 ) -> tuple[LoadedModel, Data, Network]:
+    """A model, the data that it is to be run on, and its network; the demo's where none is named."""
     from nissl.cli import device_of
     from nissl.network import Network
     from nissl.sources import load_data, load_model
@@ -413,19 +413,15 @@ def _pictures(given: Data, data: str | None) -> Tensor:
     return given.inputs
 
 
-def _outputs(network: Network, x: Tensor, runner: Runner, edits: Any = None) -> Tensor:
+def _outputs(network: Network, x: Tensor, runner: Runner, edits: Any = ()) -> Tensor:
     """Outputs (n, n_classes)."""
     from nissl.network import Pass
 
-    if edits:  # an edit may hold a mask a row, so that rows stay together
-        answer = network.run(Pass(x, edits))
-        assert answer.output is not None
-        return answer.output.detach().cpu()
-
     def ask(rows: Tensor) -> Asking[Tensor]:
-        return (yield Pass(rows)).output
+        return (yield Pass(rows, edits)).output
 
-    found = runner.collect(network, [partial(ask, rows) for rows in x.split(16)], "outputs")
+    parts = (x,) if edits else x.split(16)  # an edit may hold a mask a row: rows stay together
+    found = runner.collect(network, [partial(ask, rows) for rows in parts], "outputs")
     if found[0].ndim != 2 or found[0].shape[1] < 2:
         raise InputError(
             f"{network.name} gives {tuple(found[0].shape[1:])} for a picture; at least two classes are needed"
@@ -439,14 +435,14 @@ def _predicted(network: Network, x: Tensor, runner: Runner) -> Tensor:
 
 def _wanted(classes: str | None, loaded: LoadedModel, predicted: Tensor) -> list[int]:
     """Indices of the classes asked for; those that occur by default."""
-    from nissl.sources.data import _from_text
+    from nissl.sources.data import labels_of_texts
 
     if classes is None:
         return predicted.unique().tolist()
     words = [w.strip() for w in classes.split(",") if w.strip()]
     if not words:
         raise InputError("--classes names no class")
-    return list(dict.fromkeys(_from_text(words, loaded, words, "--classes").tolist()))
+    return list(dict.fromkeys(labels_of_texts(words, loaded, words, "--classes").tolist()))
 
 
 def _groups(classes: str | None, loaded: LoadedModel, predicted: Tensor) -> list[tuple[str, Tensor]]:

@@ -4,13 +4,10 @@ import base64
 import json
 import math
 import re
-import shutil
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
-from report_browser import Browser
 from torch import nn
 
 from nissl.concepts.descriptions import Description, Descriptions
@@ -19,8 +16,8 @@ from nissl.concepts.units import UnitSheets
 from nissl.errors import RunFolderError
 from nissl.network import Network
 from nissl.report.neurons import neurons_page, write_neurons
+from report_browser import Browser
 
-PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = "<script>window.hurt=1</script> <img src=x onerror='window.hurt=1'> </style>&amp; {{ 7*7 }} \u2028 <!--"
 SITES = ("features.0", f"a/b {HOSTILE}")
 
@@ -111,17 +108,6 @@ def test_what_was_not_measured_is_not_shown(tmp_path):
 # ---------------------------------------------------------------- in a browser
 
 
-needs_browser = pytest.mark.skipif(PROGRAM is None, reason="no Chromium: the page was not tried in a browser")
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    assert PROGRAM is not None
-    found = Browser(PROGRAM, tmp_path_factory.mktemp("profile"))
-    yield found
-    found.close()
-
-
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_neurons(result(), tmp_path_factory.mktemp("page") / "n.html").as_uri()
@@ -146,7 +132,6 @@ def put(browser: Browser, id: str, value: str, event: str = "change") -> None:
     )
 
 
-@needs_browser
 @pytest.mark.parametrize("width", [360, 1280])
 @pytest.mark.parametrize("unit", ["features.0/2", "features.0/12", "nowhere/2"])
 def test_quiet_and_no_wider_than_the_window(browser: Browser, url: str, width: int, unit: str):
@@ -161,7 +146,6 @@ def test_quiet_and_no_wider_than_the_window(browser: Browser, url: str, width: i
     )
 
 
-@needs_browser
 def test_hostile_names_stay_text(browser: Browser, url: str):
     browser.open(f"{url}#features.0/2")
     assert text(browser, "said") == HOSTILE
@@ -173,7 +157,6 @@ def test_hostile_names_stay_text(browser: Browser, url: str):
     assert browser.evaluate("window.hurt === undefined")
 
 
-@needs_browser
 def test_choosing_a_unit_changes_the_sheet_and_the_address(browser: Browser, url: str):
     browser.open(f"{url}#features.0/0")
     sources = "[...document.querySelectorAll('#shots .facet .shot img')].map(e => e.src)"
@@ -191,7 +174,6 @@ def test_choosing_a_unit_changes_the_sheet_and_the_address(browser: Browser, url
     assert browser.complaints() == []
 
 
-@needs_browser
 def test_masks_darken_where_the_unit_does_not_fire(browser: Browser, url: str):
     browser.open(f"{url}#features.0/0")
     alpha = (
@@ -207,7 +189,6 @@ def test_masks_darken_where_the_unit_does_not_fire(browser: Browser, url: str):
     assert not browser.evaluate(visible)
 
 
-@needs_browser
 def test_an_address_leads_to_its_unit_and_a_wrong_one_to_the_first(browser: Browser, url: str):
     address = browser.evaluate(f"encodeURIComponent({json.dumps(SITES[1])})")
     browser.open(f"{url}#{address}/2")
@@ -222,7 +203,6 @@ def test_an_address_leads_to_its_unit_and_a_wrong_one_to_the_first(browser: Brow
     assert browser.complaints() == []
 
 
-@needs_browser
 def test_arrow_keys_go_through_the_list(browser: Browser, url: str):
     browser.open(f"{url}#features.0/0")
     put(browser, "sort", "unit")
@@ -239,7 +219,6 @@ def test_arrow_keys_go_through_the_list(browser: Browser, url: str):
     assert text(browser, "where").endswith("12")
 
 
-@needs_browser
 def test_search_and_order(browser: Browser, url: str):
     browser.open(f"{url}#features.0/0")
     put(browser, "sort", "selectivity")
@@ -261,7 +240,6 @@ def test_search_and_order(browser: Browser, url: str):
     assert browser.complaints() == []
 
 
-@needs_browser
 def test_a_similar_unit_is_one_click_away(browser: Browser, url: str):
     browser.open(f"{url}#features.0/0")
     cards = "[...document.querySelectorAll('#likes > *')].map(e => e.tagName)"
@@ -272,7 +250,6 @@ def test_a_similar_unit_is_one_click_away(browser: Browser, url: str):
     assert browser.evaluate("document.getElementById('layer').value") == "1"
 
 
-@needs_browser
 def test_data_can_be_saved(browser: Browser, url: str):
     browser.open(f"{url}#features.0/0")
     browser.evaluate(
@@ -290,7 +267,6 @@ def test_data_can_be_saved(browser: Browser, url: str):
     assert "data:image" not in whole
 
 
-@needs_browser
 def test_both_themes(browser: Browser, url: str):
     paper = "getComputedStyle(document.body).backgroundColor"
     browser.open(url, dark=True)

@@ -1,27 +1,14 @@
 """The report in a browser: no complaint, no request, sorting, themes, no sideways scrolling."""
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from report_browser import Browser
 from report_sample import Result, sample
 from test_html import HOSTILE, KINDS, renamed
 
 from nissl.report import write_report
-
-PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium: the page was not tried in a browser")
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    assert PROGRAM is not None
-    found = Browser(PROGRAM, tmp_path_factory.mktemp("profile"))
-    yield found
-    found.close()
+from report_browser import Browser
 
 
 @pytest.fixture(scope="module")

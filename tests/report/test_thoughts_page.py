@@ -1,20 +1,16 @@
 """The page of a chain of reasoning: text, escapes, and in a browser pointing, keys, choices and themes."""
 
-import shutil
-from collections.abc import Iterator
-
 import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from report_browser import Browser
 
 from nissl.attribution.sentences import Trace, label_by_rules
 from nissl.attribution.thoughts import MEASURES, Thoughts
 from nissl.errors import InputError, RunFolderError
 from nissl.report.thoughts import arcs, thoughts_figure, thoughts_page, write_thoughts
+from report_browser import Browser
 
-PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = "<script>window.hurt=1</script> <img src=x onerror='window.hurt=1'> </style>&amp; {{ 7*7 }} \u2028 <!--"
 TEXT = (
     f"We begin with nothing at all. {HOSTILE} is a sentence too. Let's try three. Then 3 + 4 = 7. "
@@ -95,17 +91,6 @@ def test_the_figure_shows_the_numbers():
 # ---------------------------------------------------------------- in a browser
 
 
-needs_browser = pytest.mark.skipif(PROGRAM is None, reason="no Chromium: the page was not tried in a browser")
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    assert PROGRAM is not None
-    found = Browser(PROGRAM, tmp_path_factory.mktemp("profile"))
-    yield found
-    found.close()
-
-
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_thoughts(result(), tmp_path_factory.mktemp("page") / "t.html").as_uri()
@@ -126,7 +111,6 @@ def panel(browser: Browser) -> str:
     return browser.evaluate("document.getElementById('panel').textContent")
 
 
-@needs_browser
 @pytest.mark.parametrize("width", [360, 1280])
 def test_quiet_and_no_wider_than_the_window(browser: Browser, url: str, width: int):
     browser.open(url, width=width)
@@ -139,7 +123,6 @@ def test_quiet_and_no_wider_than_the_window(browser: Browser, url: str, width: i
     assert texts == [s.text for s in result().trace.sentences]
 
 
-@needs_browser
 def test_pointing_shows_what_a_sentence_moves(browser: Browser, url: str):
     browser.open(url)
     assert current(browser) is None
@@ -170,7 +153,6 @@ def test_pointing_shows_what_a_sentence_moves(browser: Browser, url: str):
     assert browser.complaints() == []
 
 
-@needs_browser
 def test_the_keyboard_goes_through_sentences_keeps_and_lets_go(browser: Browser, url: str):
     browser.open(url)
     browser.evaluate("document.querySelector('[data-i=\"0\"]').focus()")
@@ -194,7 +176,6 @@ def test_the_keyboard_goes_through_sentences_keeps_and_lets_go(browser: Browser,
     assert current(browser) is None
 
 
-@needs_browser
 def test_other_bars_and_arcs_can_be_chosen(browser: Browser, url: str):
     browser.open(url)
     width = "[...document.querySelectorAll('.bar i')].map(e => Number(e.style.getPropertyValue('--w')))"
@@ -211,7 +192,6 @@ def test_other_bars_and_arcs_can_be_chosen(browser: Browser, url: str):
     assert browser.complaints() == []
 
 
-@needs_browser
 def test_a_result_without_matrices_and_both_themes(browser: Browser, tmp_path):
     address = write_thoughts(result(matrices=False), tmp_path / "t.html").as_uri()
     for dark in (False, True):

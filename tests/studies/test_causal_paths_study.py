@@ -22,7 +22,7 @@ def test_the_quick_study_holds_on_planted_chains():
 def test_random_graphs_have_the_same_sizes():
     network, runner = Network(study.PlantedChain(0)), Runner(progress=False)
     graph = CausalPaths().find(network, study.planted_images(0, 0, 20), 0, runner=runner)
-    other = study.random_graph(graph, np.random.default_rng(0))
+    other = graph.random(np.random.default_rng(0))
     assert [len(c.causes) for c in other.layers] == [len(c.causes) for c in graph.layers]
     assert other.layers[-1].effects.tolist() == [0]
     assert other.layers[0].effects.tolist() == other.layers[1].causes.tolist()

@@ -450,6 +450,16 @@ class CausalGraph:
             coords={"beta": list(betas)},
         )
 
+    def random(self, g: np.random.Generator) -> CausalGraph:
+        """A graph of as many units in each layer, drawn at random, that ends at the same class: what chance does."""
+        layers, effects = [], torch.tensor([self.label])
+        for c in reversed(self.layers):
+            n = self.edges[c.layer].n_inputs
+            causes = torch.from_numpy(np.sort(g.permutation(n)[: len(c.causes)]))
+            layers.append(type(c)(c.layer, causes, effects))
+            effects = causes
+        return CausalGraph(self.label, self.n, tuple(layers[::-1]), self.edges, self.logits, self.method)
+
     def plot(self, most: int = 12) -> Any:
         """The graph, from the first layer on the left to the class on the right; thick edges for large effects.
 

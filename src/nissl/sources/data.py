@@ -182,7 +182,7 @@ def _fold(name: str) -> str:
     return " ".join(re.split(r"[\s_-]+", name.casefold().strip()))
 
 
-def _from_text(texts: Sequence[str], model: LoadedModel, whose: Sequence[str], where: str) -> np.ndarray:
+def labels_of_texts(texts: Sequence[str], model: LoadedModel, whose: Sequence[str], where: str) -> np.ndarray:
     """Class indices for names or numbers of classes."""
     exact: dict[str, set[int]] = {}
     folded: dict[str, set[int]] = {}
@@ -234,7 +234,7 @@ def _from_array(values: Any, model: LoadedModel, whose: Sequence[str], where: st
         hint = "; one-hot labels become indices with argmax(axis=1)" if values.ndim == 2 else ""
         raise InputError(f"{where}: {len(whose)} inputs need labels of shape ({len(whose)},), got {values.shape}{hint}")
     if values.dtype.kind == "U":
-        return _from_text(values.tolist(), model, whose, where)
+        return labels_of_texts(values.tolist(), model, whose, where)
     if values.dtype.kind not in "biuf" or not np.array_equal(values, np.trunc(values.astype(float))):
         raise InputError(f"{where}: labels must be indices or names of classes, got {values.dtype}: {values[:3]}")
     classes = getattr(model.module, "classes_", None)
@@ -280,11 +280,11 @@ def _folder(folder: Path, model: LoadedModel, prepare: Any, draw: _Draw) -> Data
     shown = [_readable(n) for n in names]
     if table.is_file() and draw.labels:
         texts = _table(table, names)
-        labels, note = _from_text(texts, model, shown, _readable(str(table))), "labels from labels.csv"
+        labels, note = labels_of_texts(texts, model, shown, _readable(str(table))), "labels from labels.csv"
     elif inside and draw.labels and not table.is_file():
         texts = [f.parent.name for f in files]
         labels, note = (
-            _from_text(texts, model, shown, _readable(str(folder))),
+            labels_of_texts(texts, model, shown, _readable(str(folder))),
             "labels from the names of the sub-folders",
         )
     else:

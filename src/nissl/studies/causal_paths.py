@@ -184,21 +184,10 @@ def on_digits(kind: Any, seed: int, progress: bool) -> pd.DataFrame:
             {"class": c, **{k.layer: len(k.causes) for k in graph.layers[1:]},
              "without": accuracy(without, unseen, c),
              "others": float((logits_of(without, x[others]).argmax(1).numpy() == y[others]).mean()),
-             "random": accuracy(random_graph(graph, g).necessary(network), unseen, c),
+             "random": accuracy(graph.random(g).necessary(network), unseen, c),
              "halves": jaccard(*(h.at("linear2").causes for h in halves)), **spread}
         )  # fmt: skip
     return pd.DataFrame(rows)
-
-
-def random_graph(graph: CausalGraph, g: np.random.Generator) -> CausalGraph:
-    """A graph of as many units in each layer, drawn at random; it too ends at the class."""
-    layers, effects = [], torch.tensor([graph.label])
-    for c in reversed(graph.layers):
-        n = graph.edges[c.layer].n_inputs
-        causes = torch.from_numpy(np.sort(g.permutation(n)[: len(c.causes)]))
-        layers.append(type(c)(c.layer, causes, effects))
-        effects = causes
-    return CausalGraph(graph.label, graph.n, tuple(layers[::-1]), graph.edges, graph.logits, graph.method)
 
 
 def local_spread(

@@ -8,6 +8,7 @@ of the two where there are many more neurons than dimensions, and turns it round
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -136,7 +137,7 @@ class NadarayaWatson(RegressorMixin, BaseEstimator):
         return found[:, 0] if self._flat else found
 
 
-class _StateDecoder(RegressorMixin, BaseEstimator):
+class _StateDecoder(RegressorMixin, BaseEstimator, ABC):
     """What the filters share: checks, trials, lag, the model of the state, prediction at once and step by step."""
 
     lag: int
@@ -199,12 +200,13 @@ class _StateDecoder(RegressorMixin, BaseEstimator):
         if self.state_model is not None and not isinstance(self.state_model, StateModel):
             raise InputError(f"state_model must be made by StateModel(...), got {type(self.state_model).__name__}")
 
+    @abstractmethod
     def _fit_observations(self, x: np.ndarray, z: np.ndarray, trial: np.ndarray) -> None:
-        raise NotImplementedError
+        """Learn what x (n, n_neurons) says of z (n, d), centred; `trial` numbers the trials."""
 
+    @abstractmethod
     def _informed(self, X: np.ndarray, first: bool) -> tuple[np.ndarray, np.ndarray, int]:
         """J, h of bins (..., n_times, n_neurons), the first of which may begin a trial, and how often a guard acted."""
-        raise NotImplementedError
 
     def _rule(self) -> Rule:
         return update
