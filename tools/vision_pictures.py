@@ -17,7 +17,7 @@ from torch import Tensor
 
 import nissl
 from nissl.attribution import CausalPaths, LiMA, NeuronPath, plot_ranking
-from nissl.cli_vision import last_nonnegative
+from nissl.cli.vision import last_nonnegative
 from nissl.concepts import Craft, Facets, LabelDescriber, find_exemplars, plot_concepts, plot_exemplars, plot_facets
 from nissl.concepts.synthesis import Phase
 from nissl.intervention.level_sets import LevelSetTraversal, plot_star, segment

@@ -9,8 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parent / "report"))
-from nissl import cli_vision
-from nissl.cli import app
+from nissl.cli import app, vision
 from nissl.errors import MissingExtraError, NisslError
 from report_browser import Browser
 
@@ -133,4 +132,4 @@ def test_bad_words_raise_and_write_nothing(here, words, says):
 def test_without_a_model_and_data_it_says_what_is_needed(here, monkeypatch):
     monkeypatch.setenv("NISSL_FASHION_MNIST", str(here))
     with pytest.raises(MissingExtraError, match=r"--model and --data.*advertorch"):
-        cli_vision._shipped()
+        vision._shipped()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shlex
 import sys
@@ -19,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from nissl.cli.answers import make_parent, plain, split_names
 from nissl.errors import InputError, blame
 
 DEMO = "FingerMovements"
@@ -106,8 +106,7 @@ def decode(
         if not wanted or set(wanted) - set(made):
             raise InputError(f"--decoders {decoders!r}: choose from {', '.join(made)}")
         made = {n: made[n] for n in wanted}
-    if not out.parent.exists():
-        out.parent.mkdir(parents=True)
+    make_parent(out)
     found = evaluate(
         made, recording.X, y, folds=cut, groups=recording.groups, metric=metric,
         permutations=permutations, refit=refit, seed=seed, progress=not as_json,
@@ -115,7 +114,7 @@ def decode(
     explained = None
     if examples:
         train, test = cut[0]
-        keys = None if methods is None else importlib.import_module("nissl.cli")._split(methods)
+        keys = None if methods is None else split_names(methods)
         explained = explain_decoder(
             made[found.best], recording.X, y, train, test, name=found.best, examples=examples, budget=budget or None,
             methods=keys, seed=seed, progress=not as_json,
@@ -340,15 +339,12 @@ def _believed(explained: Any) -> str:
 def _summary(
     recording: Recording, found: Any, explained: Any, out: Path, seconds: float, seed: int
 ) -> dict[str, Any]:  # fmt: skip
-    def plain(v: Any) -> Any:
-        return None if isinstance(v, float) and not np.isfinite(v) else v
-
     rows = found.table().to_dict(orient="index")
     best = found.decoded[found.best]
     told: dict[str, Any] = {
         "source": recording.source, "trials": len(recording.X), "channels": recording.channels,
         "sampling_rate": recording.sampling_rate, "classes": [str(c) for c in found.classes], "metric": found.metric,
-        "decoders": {str(n): {k: plain(float(v)) for k, v in row.items()} for n, row in rows.items()},
+        "decoders": {str(n): {k: float(v) for k, v in row.items()} for n, row in rows.items()},
         "best": found.best, "confusion": best.confusion.tolist(), "permutation": best.permutation,
         "notes": list(recording.notes), "report": str(out), "seconds": round(seconds, 1), "seed": seed,
         "explanation": None,
@@ -358,10 +354,10 @@ def _summary(
         top = np.unravel_index(np.argsort(-size, axis=None)[:10], size.shape)
         told["explanation"] = {
             "method": explained.method, "verdict": explained.verdict, "linear": explained.linear,
-            "relabelled": plain(explained.relabelled), "trials": explained.examples.tolist(),
+            "relabelled": explained.relabelled, "trials": explained.examples.tolist(),
             "verdicts": {str(m): str(v) for m, v in explained.audit.table["verdict"].items()},
             "channels": {c: float(v) for c, v in zip(recording.channels, explained.importance.sum(1), strict=True)},
             "strongest": [{"channel": recording.channels[c], "time": recording.start + t / recording.sampling_rate,
                            "score": float(explained.importance[c, t])} for c, t in zip(*top, strict=True)],
         }  # fmt: skip
-    return told
+    return plain(told)

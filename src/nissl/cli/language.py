@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import pandas as pd
 import typer
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from nissl.cli.answers import device_of, make_parent, show, write_report
 from nissl.errors import InputError
 
 if TYPE_CHECKING:
@@ -68,7 +63,7 @@ def trace(
         )
         for kind in dict.fromkeys(table["kind"])
     ]
-    report = _page(
+    report = write_report(
         out, f"What makes {network.name} say {found.answer.strip()!r}?", "Trace", lead,
         [
             Section("Prompt", parts=[Part(Tokens(found.tokens), "the prompt that is explained")]
@@ -81,7 +76,7 @@ def trace(
             Section("Cost", parts=[Part(f"{found.forward} rows forward and {found.backward} backward, {found.seconds:.1f} s")]),
         ],
     )  # fmt: skip
-    _answer({**found.to_dict(), "report": report}, table, f"{lead}\n", as_json, report)
+    show({**found.to_dict(), "report": report}, table, f"{lead}\n", as_json, report)
 
 
 def steer(
@@ -118,7 +113,7 @@ def steer(
         f"toward over the others went from {found.margin_before.mean():.2f} to {found.margin_after.mean():.2f} nats a token; "
         f"perplexity from {found.perplexity_before.mean():.1f} to {found.perplexity_after.mean():.1f}."
     )
-    report = _page(
+    report = write_report(
         out, f"{network.name}, steered", "Steer", lead,
         [
             Section("Texts", parts=[Part(table[["prompt", "before", "after"]])]),
@@ -129,7 +124,7 @@ def steer(
     if save is not None:
         found.steering.save(save)
     summary = {"strength": found.strength, "layers": list(found.layers), "prompts": table.to_dict("records")}
-    _answer({**summary, "report": report}, table.drop(columns=numbers.columns[1:]), f"{lead}\n", as_json, report)
+    show({**summary, "report": report}, table.drop(columns=numbers.columns[1:]), f"{lead}\n", as_json, report)
 
 
 def edit(
@@ -165,9 +160,9 @@ def edit(
         texts = [{"weights": name, "continues": n.generate(prompt, max_tokens=8)[0][0]}
                  for name, n in (("edited", changed), ("undone", back))]  # fmt: skip
         lead = f"Without the edit the weights are {'those of before, bit for bit' if same else 'NOT those of before'}."
-        _answer({"undone": same, "texts": texts}, pd.DataFrame(texts), lead, as_json, None)
+        show({"undone": same, "texts": texts}, pd.DataFrame(texts), lead, as_json, None)
         return
-    _folder(delta)
+    make_parent(delta)
     found = run(
         network, prompt, subject, target, method, chains=tuple(chain or ()), runner=Runner(progress=not as_json)
     )  # fmt: skip
@@ -186,7 +181,7 @@ def edit(
         f"{kept['kept']:.0%} keep their most probable next token."
     )
     log = pd.DataFrame(found.log)
-    report = _page(
+    report = write_report(
         out, f"{network.name}: {subject} changed to {target}", "Edit", lead,
         [
             Section("Texts", parts=[Part(texts)]),
@@ -199,7 +194,7 @@ def edit(
         "method": found.method, "before": before, "after": after, "success": bool(found.success[0]), "locality": kept,
         "layers": {k: list(v) for k, v in found.layers.items()}, "delta": str(delta), "texts": texts.to_dict("records"),
     }  # fmt: skip
-    _answer({**summary, "report": report}, texts, f"{lead}\n", as_json, report)
+    show({**summary, "report": report}, texts, f"{lead}\n", as_json, report)
 
 
 def neurons(
@@ -247,8 +242,8 @@ def neurons(
                     "of its own; mean over the prompts.", [Part(plot_clamps(curve), "gain by value held"), Part(best)])
         )  # fmt: skip
         summary["clamped"] = best.to_dict("records")
-    report = _page(out, f"Neurons of {network.name} that look for {concept!r}", "Neurons", "", sections)
-    _answer({**summary, "report": report}, table, "", as_json, report)
+    report = write_report(out, f"Neurons of {network.name} that look for {concept!r}", "Neurons", "", sections)
+    show({**summary, "report": report}, table, "", as_json, report)
 
 
 def prompts_to_audit(source: str, data: str | None, examples: int | None, device: str | None) -> tuple[Any, Any, Any]:
@@ -288,63 +283,12 @@ def prompts_to_audit(source: str, data: str | None, examples: int | None, device
     return network, inputs, Shown(tokens=tokens, names=prompts, class_names=[_visible(w) for w in vocabulary])
 
 
-# ---------------------------------------------------------------- what they share
-
-
 def _load(model: str, device: str | None) -> LanguageModel:
-    from nissl.cli import device_of
     from nissl.network import LanguageModel
 
     where = device_of(device)
     with Console(stderr=True).status(f"reading {model}"):
         return LanguageModel.load(model, device=where)
-
-
-def _folder(path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"the folder {path.parent} cannot be made: {error.strerror or error}") from error
-
-
-def _page(out: Path | None, title: str, eyebrow: str, lead: str, sections: list[Any]) -> str | None:
-    from nissl.report.page import write_page
-
-    if out is None:
-        return None
-    _folder(out)
-    command = shlex.join(["nissl", *sys.argv[1:]])
-    return str(write_page(out, title, sections, eyebrow=eyebrow, lead=lead, command=command))
-
-
-def _answer(summary: dict[str, Any], table: pd.DataFrame, lead: str, as_json: bool, report: str | None) -> None:
-    from nissl.report.page import cell
-
-    if as_json:
-        print(json.dumps(_plain(summary), allow_nan=False))
-        return
-    console = Console()
-    if lead:
-        console.print(Text(lead))
-    shown = Table(*map(str, table.columns))
-    for row in table.itertuples(index=False):
-        shown.add_row(*(Text(cell(v)) for v in row))
-    console.print(shown)
-    if report is not None:
-        console.print(f"report: {report}")
-
-
-def _plain(value: Any) -> Any:
-    """Values that JSON has."""
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if isinstance(value, np.generic):
-        return _plain(value.item())
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return value
 
 
 def _visible(token: Any) -> str:

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from nissl import cli_language
-from nissl.cli_language import _answer, _folder, _plain
-from nissl.cli_vision import _pictures, load
+from nissl.cli import language
+from nissl.cli.answers import make_parent, plain, show
+from nissl.cli.vision import _pictures, load
 from nissl.errors import InputError
 
 
@@ -66,7 +66,7 @@ def neurons(
         given = {"--data": data, "--layers": layers, "--examples": examples, "--synthesis": synthesis or None}
         if wrong := [name for name, value in given.items() if value is not None]:
             raise InputError(f"{wrong[0]} belongs to image networks; with --concept a language model is asked")
-        cli_language.neurons(
+        language.neurons(
             concept=concept, prompt=prompt, model=model or "smollm2", n=n, by=by, clamped=clamped, out=out, device=device,
             as_json=as_json,
         )  # fmt: skip
@@ -91,7 +91,7 @@ def _vision(
 
     loaded, given, network = load(model, data, examples, seed, device)
     x = _pictures(given, data)
-    _folder(out)
+    make_parent(out)
     scale: dict[str, Any] = {}
     if isinstance(loaded.preprocess, Preprocess) and given.images is not None:
         scale = {"mean": loaded.preprocess.mean, "std": loaded.preprocess.std}
@@ -107,12 +107,12 @@ def _vision(
             "model": network.name, "n_images": found.exemplars.n_images, "layers": list(found.exemplars.sites),
             "units": table.to_dict("records"), "cost": found.cost, "report": report,
         }  # fmt: skip
-        print(json.dumps(_plain(summary), allow_nan=False))
+        print(json.dumps(plain(summary), allow_nan=False))
         return
     strongest = table.sort_values("change" if "change" in table else "selectivity", key=abs, ascending=False)
     shown = strongest.head(15).drop(columns=["fires", "facets", "silhouette"]).reset_index(drop=True)
     lead = f"{len(found)} units of {len(found.exemplars.sites)} layers over {found.exemplars.n_images} images; those that matter most:\n"
-    _answer({}, shown, lead, False, report)
+    show({}, shown, lead, False, report)
 
 
 def _listed(text: str | None) -> list[str] | None:

@@ -210,7 +210,7 @@ def test_flat_channels_are_left_out_and_named(tmp_path):
 
 
 def test_the_packaged_sets_are_there_by_name():
-    from nissl.cli_recordings import DEMO, packaged
+    from nissl.cli.recordings import DEMO, packaged
     from nissl.errors import MissingExtraError
 
     try:

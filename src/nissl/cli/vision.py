@@ -13,7 +13,7 @@ import torch
 import typer
 from torch import Tensor
 
-from nissl.cli_language import _answer, _page
+from nissl.cli.answers import device_of, show, write_report
 from nissl.errors import InputError, MissingExtraError, NisslError
 
 if TYPE_CHECKING:
@@ -90,9 +90,9 @@ def concepts(
         f"{g['areas'][0]['insertion']:.3g}, in random orders {g['areas'][2]['insertion']:.3g} on average."
         for g in summary["groups"]
     )
-    report = _page(out, f"What {network.name} sees", "Concepts", lead, sections)
+    report = write_report(out, f"What {network.name} sees", "Concepts", lead, sections)
     _close()
-    _answer({**summary, "report": report}, pd.concat(tables), f"{lead}\n", as_json, report)
+    show({**summary, "report": report}, pd.concat(tables), f"{lead}\n", as_json, report)
 
 
 def _concepts_of(
@@ -228,10 +228,10 @@ def paths(
         sections, table, lead = _causal(network, x, predicted, chosen, names, loaded, seed, runner)
     else:
         sections, table, lead = _neuron(network, x, chosen, names, tokens, loaded, seed, runner)
-    report = _page(out, f"Units that carry classes of {network.name}", "Paths", lead, sections)
+    report = write_report(out, f"Units that carry classes of {network.name}", "Paths", lead, sections)
     _close()
     summary = {"model": network.name, "method": method, "classes": table.to_dict("records"), "report": report}
-    _answer(summary, table, f"{lead}\n", as_json, report)
+    show(summary, table, f"{lead}\n", as_json, report)
 
 
 def _causal(
@@ -376,7 +376,7 @@ def _shipped() -> tuple[str, str]:
     from nissl.sources.digits import LENET_ARCHIVE, LENET_PIP
     from nissl.sources.fashion import FASHION_FOLDER, FASHION_HOW
 
-    here = "nissl.cli_vision:"
+    here = "nissl.cli.vision:"
     if (Path(os.environ.get(*FASHION_FOLDER)) / "t10k-images-idx3-ubyte.gz").is_file():
         return f"{here}fashion_model", f"{here}fashion_data"
     if Path(LENET_ARCHIVE).is_file():
@@ -394,7 +394,6 @@ def load(
     model: str, data: str | None, examples: int | None, seed: int, device: str | None
 ) -> tuple[LoadedModel, Data, Network]:
     """A model, the data that it is to be run on, and its network; the demo's where none is named."""
-    from nissl.cli import device_of
     from nissl.network import Network
     from nissl.sources import load_data, load_model
 

@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from nissl import cli_language, cli_neurons, cli_recordings, cli_vision
+from nissl.cli import language, neurons, recordings, vision
+from nissl.cli.answers import split_names
 from nissl.errors import FinishedRunError, InputError, NisslError
 
 app = typer.Typer(
@@ -82,12 +83,12 @@ def audit(
     if model.startswith("lm:"):
         if target == "label":
             raise InputError("--target label: prompts have no labels; what the model predicts next is explained")
-        network, given, shown = cli_language.prompts_to_audit(model.removeprefix("lm:"), data, examples, device)
+        network, given, shown = language.prompts_to_audit(model.removeprefix("lm:"), data, examples, device)
         _audit(network, given, None, shown, methods, checks, budget, out, resume, seed, batch_size, as_json)
         return
     if data is None and model == "demo" and examples is None:
         examples = 10
-    loaded, inputs, network = cli_vision.load(model, data, examples, seed, device)
+    loaded, inputs, network = vision.load(model, data, examples, seed, device)
     if network.device.type == "cpu" and _keep_freed_memory():
         network.batch_bytes = 2**23
     targets: Any = None
@@ -109,7 +110,7 @@ def _audit(
     try:
         result = run(
             network, inputs, targets,
-            methods=None if methods is None else _split(methods), checks=checks, budget=budget or None, shown=shown, out=out,
+            methods=None if methods is None else split_names(methods), checks=checks, budget=budget or None, shown=shown, out=out,
             resume=resume, seed=seed, command=shlex.join(["nissl", *sys.argv[1:]]),
             runner_options={"batch_size": batch_size, "progress": not as_json},
         )  # fmt: skip
@@ -231,10 +232,10 @@ def reproduce(
     Console().print(table)
 
 
-for command in (cli_language.trace, cli_language.steer, cli_language.edit, cli_neurons.neurons):
+for command in (language.trace, language.steer, language.edit, neurons.neurons):
     app.command()(command)
-app.command()(cli_recordings.decode)
-for command in (cli_vision.concepts, cli_vision.paths):
+app.command()(recordings.decode)
+for command in (vision.concepts, vision.paths):
     app.command()(command)
 
 
@@ -246,30 +247,6 @@ def _number(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_number(v) for v in value) + "]"
     return str(value)
-
-
-def _split(text: str) -> list[str]:
-    """Names separated by commas that are not inside brackets."""
-    parts, depth = [""], 0
-    for c in text:
-        depth += (c in "([{") - (c in ")]}")
-        if c == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += c
-    return [p.strip() for p in parts if p.strip()]
-
-
-def device_of(name: str | None) -> torch.device | None:
-    """The device of that name; raises InputError where it cannot be used here."""
-    if name is None:
-        return None
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
-    return device
 
 
 def _masks(data: Any) -> Any:
