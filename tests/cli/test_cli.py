@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from nissl import cli
 from nissl.attribution import METHODS
@@ -150,6 +151,8 @@ def test_the_command_keeps_memory_that_was_freed():
     program = """
 import resource, sys
 import numpy as np
+from typer.testing import CliRunner
+
 from nissl import cli
 
 def faults():
@@ -170,3 +173,14 @@ print(faults(), faults())
     kept, given_back = run("keep"), run("as it is")
     assert kept[1] < kept[0] / 10
     assert given_back[1] > given_back[0] / 2
+
+
+def test_a_study_s_numpy_values_are_plain_json(monkeypatch):
+    found = [
+        {"claim": "c", "paper": "-", "ours": np.float32(0.5), "interval": None, "baseline": np.nan, "holds": np.True_}
+    ]
+    monkeypatch.setattr("nissl.studies.lima.run", lambda **_: found)
+    printed = CliRunner().invoke(cli.app, ["reproduce", "lima", "--quick", "--json"])
+    assert printed.exit_code == 0, printed.output
+    (claim,) = json.loads(printed.stdout)["claims"]
+    assert claim == {"claim": "c", "paper": "-", "ours": 0.5, "interval": None, "baseline": None, "holds": True}

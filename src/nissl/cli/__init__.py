@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nissl.cli import language, neurons, recordings, vision
-from nissl.cli.answers import split_names
+from nissl.cli.answers import plain, split_names
 from nissl.errors import FinishedRunError, InputError, NisslError
 
 app = typer.Typer(
@@ -221,7 +221,8 @@ def reproduce(
         raise InputError(f"{slug} has no study yet; `nissl papers` lists those that have")
     claims = importlib.import_module(entry.study).run(quick=quick, seed=seed, progress=not as_json)
     if as_json:
-        print(json.dumps({"slug": slug, "title": entry.title, "quick": quick, "seed": seed, "claims": claims}))
+        told = {"slug": slug, "title": entry.title, "quick": quick, "seed": seed, "claims": claims}
+        print(json.dumps(plain(told), allow_nan=False))
         return
     table = Table("claim", "paper", "ours", "interval", "baseline", "holds", title=entry.title)
     for c in claims:

@@ -211,13 +211,13 @@ def real(seed: int, progress: bool, n_fit: int = 200, n_items: int = 40, n_order
         console.print(f"{name}: reports {at['accuracy']:.2f}, words alone {surface:.2f}, ideal {ideal:.2f}")
         claims += [
             {"claim": f"SmolLM2, {name}: an observer of the activations tells the labels, at least {IDEAL:g}", "paper": "(precondition)",
-             "ours": ideal, "interval": None, "baseline": 0.5, "holds": ideal >= IDEAL},
+             "ours": ideal, "interval": None, "baseline": 0.5, "holds": bool(ideal >= IDEAL)},
             {"claim": f"SmolLM2, {name}: reports under shuffled labels, 0.5 within {NULL_WITHIN:g}", "paper": "(control)",
              "ours": nothing["accuracy"], "interval": [nothing["low"], nothing["high"]], "baseline": 0.5,
-             "holds": abs(nothing["accuracy"] - 0.5) <= NULL_WITHIN},
+             "holds": bool(abs(nothing["accuracy"] - 0.5) <= NULL_WITHIN)},
             {"claim": f"SmolLM2, {name}: reports beat chance and a reader of the words alone", "paper": "larger models do",
              "ours": at["accuracy"], "interval": [at["low"], at["high"]], "baseline": surface,
-             "holds": at["low"] > 0.5 and at["accuracy"] > surface},
+             "holds": bool(at["low"] > 0.5 and at["accuracy"] > surface)},
         ]  # fmt: skip
         moved = control(held, axes, {name: scores}, name, n_examples=16, n_runs=8, seed=seed, runner=runner)
         row = effects(moved).query("target").iloc[0]
