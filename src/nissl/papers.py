@@ -356,6 +356,9 @@ PAPERS: tuple[Paper, ...] = (
         "recordings",
         "Learns discrete codes for several intracranial channels of one brain region together, pretrains by "
         "predicting masked codes, and decodes spoken words.",
+        object="nissl.recordings.eeg.DuIN",
+        study="nissl.studies.du_in",
+        status="works",
     ),
     Paper(
         "eegformer",

@@ -821,6 +821,72 @@ def _entropy(p: float) -> float:
 
 
 @dataclass(frozen=True, eq=False)
+class LaggedCircuit:
+    """Spikes of a circuit in which common input at two lags looks like a connection, and true connections are weak.
+
+    Attributes
+    ----------
+    X : array (n_bins, n_neurons)
+        1 where a neuron fired in a bin, else 0.
+    connectivity : array of bool (n_neurons, n_neurons)
+        ``connectivity[target, source]``: the target follows the source.
+    lags : array of int (n_neurons, n_neurons)
+        By how many bins; 0 where there is no connection.
+    """
+
+    X: np.ndarray
+    connectivity: np.ndarray
+    lags: np.ndarray
+
+
+def lagged_circuit(
+    n_bins: int = 5000, *, n_hubs: int = 2, n_early: int = 3, n_late: int = 3, n_drivers: int = 3, n_weak: int = 2,
+    hub: float = 0.5, follow: float = 0.9, stray: float = 0.02, weak: float = 0.35, weak_stray: float = 0.1, seed: int = 0,
+) -> LaggedCircuit:  # fmt: skip
+    """Hubs with early followers, one bin later, and late ones, two bins later; drivers with weak followers, one bin later.
+
+    A late follower fires one bin after the early ones of its hub, which do not reach it. Their correlation is higher than that of a
+    driver with its weak follower. Neurons are in random order.
+
+    Parameters
+    ----------
+    n_bins, n_hubs, n_drivers : int
+    n_early, n_late : int
+        Followers of each hub.
+    n_weak : int
+        Followers of each driver.
+    hub : float, default 0.5
+        Probability that a hub, or a driver, fires in a bin.
+    follow, stray : float, default 0.9 and 0.02
+        Probabilities that a follower of a hub fires after it, and otherwise.
+    weak, weak_stray : float, default 0.35 and 0.1
+        The same of followers of drivers.
+    seed : int, default 0
+    """
+    _whole(n_bins=n_bins, n_hubs=n_hubs, n_early=n_early, n_late=n_late)
+    _whole(0, n_drivers=n_drivers, n_weak=n_weak)
+    _share(hub=hub, follow=follow, stray=stray, weak=weak, weak_stray=weak_stray)
+    g = np.random.default_rng(seed)
+    sizes = n_hubs, n_hubs * n_early, n_hubs * n_late, n_drivers, n_drivers * n_weak
+    hubs, early, late, drivers, weaker = np.split(g.permutation(sum(sizes)), np.cumsum(sizes)[:-1])
+    fired = g.random((n_bins + 2, n_hubs + n_drivers)) < hub
+    X = np.zeros((n_bins, sum(sizes)))
+    lags = np.zeros((sum(sizes),) * 2, dtype=int)
+    sources = np.concatenate([hubs, drivers])
+    X[:, sources] = fired[2:]
+    for targets, lag, first, n_each, high, low in (
+        (early, 1, 0, n_early, follow, stray),
+        (late, 2, 0, n_late, follow, stray),
+        (weaker, 1, n_hubs, n_weak, weak, weak_stray),
+    ):
+        source = first + np.repeat(np.arange(len(targets) // max(n_each, 1)), n_each)
+        told = fired[2 - lag : len(fired) - lag][:, source]
+        X[:, targets] = g.random((n_bins, len(targets))) < np.where(told, high, low)
+        lags[targets, sources[source]] = lag
+    return LaggedCircuit(X, lags > 0, lags)
+
+
+@dataclass(frozen=True, eq=False)
 class PlantedCommunities:
     """Traces of animals in which groups of neurons act together for a while.
 

@@ -19,7 +19,10 @@ from nissl.recordings.spikes.filters import (
     normalised_rmse,
     plot_decoded,
 )
+from nissl.recordings.spikes.neuroformer import Neuroformer, Written, contrastive_loss
+from nissl.recordings.spikes.neuroformer_decoder import NeuroformerDecoder, plot_connectivity
 from nissl.recordings.spikes.partitions import max_pear, similarity
+from nissl.recordings.spikes.tokens import SpikeTokenizer, Stream, Windows, spike_agreement, spike_table
 
 __all__ = [
     "BiClustering",
@@ -30,14 +33,24 @@ __all__ = [
     "Factors",
     "KalmanFilterDecoder",
     "NadarayaWatson",
+    "Neuroformer",
+    "NeuroformerDecoder",
+    "SpikeTokenizer",
+    "Stream",
     "UnscentedKalmanFilterDecoder",
     "WeightedSBM",
+    "Windows",
+    "Written",
     "angle_error",
+    "contrastive_loss",
     "factorise",
     "max_pear",
     "normalised_rmse",
     "plot_biclusters",
+    "plot_connectivity",
     "plot_decoded",
     "rank_curve",
     "similarity",
+    "spike_agreement",
+    "spike_table",
 ]
