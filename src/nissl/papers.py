@@ -329,6 +329,9 @@ PAPERS: tuple[Paper, ...] = (
         "recordings",
         "Cleans muscle noise from EEG with an autoencoder that decides where a small adversarially trained "
         "transformer has to work.",
+        object="nissl.recordings.eeg.EMGFilter",
+        study="nissl.studies.at_at",
+        status="works",
     ),
     Paper(
         "dynamic-connectome",
@@ -367,6 +370,9 @@ PAPERS: tuple[Paper, ...] = (
         "recordings",
         "Pretrains a transformer on unlabelled EEG through a discrete codebook, whose entries can then be "
         "searched for patterns that mark a condition.",
+        object="nissl.recordings.eeg.EEGFormer",
+        study="nissl.studies.eegformer",
+        status="works",
     ),
     Paper(
         "augmented-covariance",

@@ -237,9 +237,7 @@ class EEGFormer(nn.Module):
     def _decode(self, values: Tensor) -> Tensor:
         return self.out(self.decoder((values + self.decoder_places).flatten(0, 1))).unflatten(0, values.shape[:2])
 
-    def loss(
-        self, X: Float[Tensor, "n channels times"], generator: torch.Generator | None = None
-    ) -> dict[str, Tensor]:
+    def loss(self, X: Float[Tensor, "n channels times"], generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """What pretraining minimises: "reconstruction" (mean squared), "commitment", and "codebook" where it learns by gradient.
 
         Parameters
@@ -465,7 +463,9 @@ def windows_of(
     coords: dict[str, Any] = {"time": np.arange(n) / new, "start": ("trial", hop * np.arange(len(cut)) / new)}
     if names is not None:
         coords["channel"] = names
-    return xr.DataArray(cut.copy(), dims=("trial", "channel", "time"), coords=coords, attrs=attrs | {"sampling_rate": new})
+    return xr.DataArray(
+        cut.copy(), dims=("trial", "channel", "time"), coords=coords, attrs=attrs | {"sampling_rate": new}
+    )
 
 
 # ---------------------------------------------------------------- classes
@@ -625,7 +625,13 @@ class EEGFormerClassifier(ClassifierMixin, BaseEstimator):
         network.to(self.device or model.embed.weight.device)
         features = model._each(windows, network.features)
         centre, scale = features.mean(0), features.std(0)
-        scale[scale < 1e-6 * max(1.0, float(np.abs(centre).max()))] = 1.0
+        scale[scale <= 1e-6 * np.abs(centre)] = 1.0
+        if self.mode != "probe":  # what is trained on would run away from a scale of before
+            learnt = (
+                np.arange(len(scale)) % (len(scale) // (X.shape[1] if self.pool == "concat" else 1))
+                < model.places.shape[1]
+            )
+            centre, scale = np.where(learnt, 0.0, centre), np.where(learnt, 1.0, scale)
         network.centre.copy_(torch.from_numpy(centre))
         network.scale.copy_(torch.from_numpy(scale))
         history = None
@@ -686,7 +692,8 @@ class EEGFormerClassifier(ClassifierMixin, BaseEstimator):
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(self.random_state)
             try:
-                return EEGFormer(**({"n_times": n_times} | dict(self.model or {})))
+                options: dict[str, Any] = {"n_times": n_times} | dict(self.model or {})
+                return EEGFormer(**options)
             except TypeError as error:
                 raise InputError(f"model={self.model!r} are no parameters of EEGFormer: {error}") from error
 
@@ -831,7 +838,8 @@ class CodeNgramNB(ClassifierMixin, BaseEstimator):
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Probabilities (n, n_classes), far too sure of themselves."""
-        return self.naive_bayes_.predict_proba(self._counts(ngrams(self._known(X), self.n)))
+        keys = ngrams(self._known(X), self.n)
+        return self.naive_bayes_.predict_proba(self._counts(keys))
 
     def predict(self, X: Any) -> np.ndarray:
         """The class of each window."""
@@ -871,7 +879,7 @@ class CodeNgramNB(ClassifierMixin, BaseEstimator):
         for k in range(self.n):
             found[:, :, k : k + keys.shape[2]] += weights
         coords: dict[str, Any] = {
-            "example": np.arange(len(found)), "patch": np.arange(found.shape[2]), "target": ("example", self.classes_[rows]),
+            "example": np.arange(len(found)), "patch": np.arange(keys.shape[2] + self.n - 1), "target": ("example", self.classes_[rows]),
         }  # fmt: skip
         if isinstance(X, xr.DataArray) and "channel" in X.coords:
             coords["channel"] = X["channel"].values
@@ -882,7 +890,9 @@ class CodeNgramNB(ClassifierMixin, BaseEstimator):
             "target": "predicted class" if label is None else str(label), "site": "codes", "forward_passes": len(found),
             "backward_passes": 0, "network": repr(self.model),
         }  # fmt: skip
-        return xr.DataArray(found, dims=("example", "channel", "patch"), coords=coords, name="code n-grams", attrs=attrs)
+        return xr.DataArray(
+            found, dims=("example", "channel", "patch"), coords=coords, name="code n-grams", attrs=attrs
+        )
 
     def _row(self, label: Any) -> int:
         """Of a class."""
@@ -916,7 +926,7 @@ class CodeNgramNB(ClassifierMixin, BaseEstimator):
              "elsewhere": self.counts_.sum(0).astype(int) - seen}
         )  # fmt: skip
         found = found[found["seen"] + found["elsewhere"] >= at_least_seen]
-        return found.sort_values(["log_odds", "seen"], ascending=False, ignore_index=True)
+        return found.iloc[np.lexsort((-found["seen"], -found["log_odds"]))].reset_index(drop=True)
 
     def occurrences(self, X: Any, ngram: Sequence[int]) -> np.ndarray:
         """Where an n-gram is: rows (window, channel, first patch), the most typical first where there is a model.
@@ -994,9 +1004,10 @@ def plot_codes(bayes: CodeNgramNB, window: Any, label: Any = None) -> Figure:
     width = min(model.stride, model.patch) / model.sampling_rate
     size = 5 * X[0].std(1, keepdims=True)
     trace = (X[0] - X[0].mean(1, keepdims=True)) / np.where(size > 0, size, 1.0)
+    shades = colours.to_rgba(relevance)
     for c in range(X.shape[1]):
         for k, start in enumerate(model.starts):
-            ax.add_patch(Rectangle((start, c - 0.5), width, 1.0, facecolor=colours.to_rgba(float(relevance[c, k])), edgecolor="white"))  # fmt: skip
+            ax.add_patch(Rectangle((start, c - 0.5), width, 1.0, facecolor=shades[c, k], edgecolor="white"))  # fmt: skip
             ax.text(start + 0.04 * width, c - 0.44, str(codes[c, k]), fontsize=7, va="top", color="0.1")
         ax.plot(time, c - trace[c].clip(-0.5, 0.5), color="0.1", linewidth=0.6)
     ax.set_yticks(range(X.shape[1]), names)

@@ -1,0 +1,56 @@
+"""The study of EEGFormer: every claim is measured, and what it counts is what it says."""
+
+import json
+
+import numpy as np
+import pytest
+
+from nissl.errors import MissingExtraError
+from nissl.sources.recordings import p300
+from nissl.studies import eegformer
+
+
+@pytest.fixture(scope="module")
+def claims():
+    return eegformer.run(quick=True, seed=0, progress=False)
+
+
+def test_the_quick_study_measures_every_claim_on_planted_data(claims):
+    assert len(claims) == 9
+    assert all(set(c) == {"claim", "paper", "ours", "interval", "baseline", "holds"} for c in claims)
+    json.dumps(claims)
+
+
+def test_what_must_be_so_is_so_with_little_training(claims):
+    found = {c["claim"].split(": ")[1].split(",")[0]: c["ours"] for c in claims}
+    assert found["perplexity of the codes"] >= 4
+    assert found["error of the reconstruction over that of the mean spectrum"] < 0.95
+    assert found["AUC of pairs of codes"] >= 0.8
+
+
+def test_majority_and_pointing_by_hand():
+    codes, motifs = np.array([[0, 0, 1]]), np.array([[2, 2, 3]])
+    assert [eegformer.majority(codes, motifs, c) for c in (0, 1, 5)] == [2, 3, -1]
+    test = eegformer.planted_grammar(6, seed=0)
+    exact = eegformer.pointed(test.planted.astype(float), test)
+    assert exact == {"found": 1.0, "found, chance": pytest.approx(0.1)}
+    assert eegformer.pointed(-test.planted.astype(float), test)["found"] == 0.0
+
+
+def test_windows_of_the_p300_set_do_not_overlap_between_the_halves(monkeypatch):
+    try:
+        X, events = p300()
+    except MissingExtraError as error:
+        pytest.skip(str(error))
+    seen = []
+
+    def pretrained(X, *given, **options):
+        seen.append(X)
+        raise RuntimeError("enough")
+
+    monkeypatch.setattr(eegformer, "pretrained", pretrained)
+    with pytest.raises(RuntimeError, match="enough"):
+        eegformer.on_p300(X.values, events, 0, False)
+    half = len(events) // 2
+    assert 0 < half - len(seen[0]) < 10
+    assert seen[0].shape[1:] == (16, 128)
