@@ -24,6 +24,7 @@ from nissl.recordings.eeg.augmented_covariance import (
     EmbeddingSelector,
     TimeDelay,
 )
+from nissl.recordings.eeg.eegformer import EEGFormerClassifier
 
 
 @dataclass
@@ -60,6 +61,25 @@ SUBJECTS: dict[str, Subject] = {  # append yours
     ),
     "AugmentedGrid, mdm": Subject(
         lambda: AugmentedGrid("mdm", orders=[1, 2], lags=[1]), lambda e: [r["score"] for r in e.results_]
+    ),
+    "EEGFormerClassifier": Subject(
+        lambda: EEGFormerClassifier(
+            {
+                "sampling_rate": 60.0,
+                "patch": 40,
+                "n_features": 4,
+                "n_layers": 1,
+                "n_decoder_layers": 1,
+                "n_heads": 1,
+                "n_codes": 4,
+            },
+            "probe",
+            pool="concat",
+            moments=True,
+            pretrain_epochs=1,
+            progress=False,
+        ),
+        lambda e: e.network_.head.weight.detach().numpy(),
     ),
 }
 NAMES = list(SUBJECTS)
