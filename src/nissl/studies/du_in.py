@@ -66,7 +66,7 @@ def run(quick: bool = False, seed: int = 0, progress: bool = True) -> list[dict[
     console = Console(stderr=True, quiet=not progress)
     if quick:
         units = planted_units(180, n_patches=12, seed=seed)
-        return on_units([read_units(units, slice(0, 120), slice(120, 180), seed, (20, 30, 1), console)[1]], seed)
+        return on_units([read_units(units, slice(0, 120), slice(120, 180), seed, (22, 4, 1), console)[1]], seed)
     found = []
     for s in range(seed, seed + 3):
         units = planted_units(UNLABELLED + LABELLED + TEST, seed=s)

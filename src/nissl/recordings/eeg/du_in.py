@@ -227,7 +227,8 @@ class DuINTokenizer(nn.Module):
             _grown(d, f, 3, 1), _grown(f, f, 3, 1), _grown(f, f, width, width), _grown(f, f, 9, 1),
             _grown(f, n_regions, first, step), nn.Conv1d(n_regions, n_regions, 1),
         )  # fmt: skip
-        self.out = nn.Parameter(nn.init.trunc_normal_(torch.empty(n_subjects, n_regions, n_channels), std=0.02))
+        # Not as small as the first layer: else the commitment alone moves the encoder at first, to one code for all.
+        self.out = nn.Parameter(nn.init.normal_(torch.empty(n_subjects, n_regions, n_channels), std=n_regions**-0.5))
         self.out_bias = nn.ParameterList(nn.Parameter(torch.zeros(n_channels)) for _ in range(n_subjects))
 
     def features(self, x: Tensor, subject: Tensor | None = None) -> Tensor:
@@ -310,7 +311,7 @@ class DuINMasked(nn.Module):
         self, x: Tensor, codes: Tensor, generator: torch.Generator, subject: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Cross-entropy of the codes (n, n_patches), over all patches."""
-        hidden = self.draw(*codes.shape, generator).to(x.device)
+        hidden = self.draw(len(codes), codes.shape[1], generator).to(x.device)
         logits = self.logits(x, hidden, subject)
         return {"cross-entropy": F.cross_entropy(logits.flatten(0, 1), codes.flatten())}
 
@@ -897,7 +898,8 @@ class DuIN(ClassifierMixin, BaseEstimator):
             raise InputError(f"all channels are flat of subject {str(subjects[~fusion.present.any(1).numpy()][0])!r}")
         if base is None:
             some = torch.randperm(len(x))[:AT_ONCE]
-            body.calibrate(x[some], torch.from_numpy(own[subject])[some])
+            encoder: Any = body
+            encoder.calibrate(x[some], torch.from_numpy(own[subject])[some])
         return body, subjects, own
 
     def _given(self, X: Any, subject: Any) -> tuple[Pretrained, Tensor, Tensor]:
@@ -1005,14 +1007,15 @@ def plot_units(
         ax.plot(time, signal - signal.mean() - k * step, color="0.65", linewidth=0.8)
         ax.plot(time, made[c] - signal.mean() - k * step, color="C0", linewidth=1.0)
     colours = {int(c): plt.get_cmap("tab20")(k % 20) for k, c in enumerate(units.code.to_numpy())}
-    top = 0.75 * step
+    top = 0.8 * step
     for k, code in enumerate(codes):
         start, end = (v * model.patch / rate for v in (k, k + 1))
         ax.axvspan(start, end, color=colours[int(code)], alpha=0.25, linewidth=0)
         if len(codes) <= 40:
             ax.text((start + end) / 2, top, str(code), ha="center", fontsize=6)
     ax.set_yticks(-step * np.arange(len(shown)), [str(model.channels_[c]) for c in shown])
-    ax.set(xlabel=f"time ({unit})", xlim=(0, len(time) / rate), title="A trial (grey), in its codes (blue)")
+    ax.set(xlabel=f"time ({unit})", xlim=(0, len(time) / rate), ylim=(-step * (len(shown) - 0.3), 1.1 * step))
+    ax.set_title("A trial (grey), in its codes (blue)")
     bars.barh(np.arange(len(weight)), weight, color="C0")
     bars.set_yticks(np.arange(len(weight)), [str(c) for c in model.channels_], fontsize=7)
     bars.invert_yaxis()
