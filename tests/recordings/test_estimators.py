@@ -24,6 +24,7 @@ from nissl.recordings.eeg.augmented_covariance import (
     EmbeddingSelector,
     TimeDelay,
 )
+from nissl.recordings.eeg.du_in import DuIN, Stage
 from nissl.recordings.eeg.eegformer import EEGFormerClassifier
 
 
@@ -80,6 +81,28 @@ SUBJECTS: dict[str, Subject] = {  # append yours
             progress=False,
         ),
         lambda e: e.network_.head.weight.detach().numpy(),
+    ),
+    "DuIN": Subject(
+        lambda: DuIN(
+            patch=20,
+            n_regions=4,
+            filters=(8, 4),
+            kernels=(5, 3),
+            strides=(2, 1),
+            n_layers=1,
+            decoder_layers=1,
+            n_heads=2,
+            head_features=4,
+            n_codes=8,
+            code_features=4,
+            dropout=0.0,
+            validation=0,
+            progress=False,
+            tokenizer=Stage(2, 1, 8, 3e-3, 1e-3, 0.01),
+            masked=Stage(2, 1, 8, 3e-3, 1e-3, 0.01),
+            classifier=Stage(12, 1, 8, 3e-3, 1e-3, 0.01),
+        ),
+        lambda e: e.channel_weights(),
     ),
 }
 NAMES = list(SUBJECTS)
