@@ -351,6 +351,9 @@ PAPERS: tuple[Paper, ...] = (
         "recordings",
         "A generative transformer that predicts the next spike, its neuron and its time, from earlier spikes, "
         "stimulus and behaviour, and can be tuned to decode behaviour.",
+        object="nissl.recordings.spikes.NeuroformerDecoder",
+        study="nissl.studies.neuroformer",
+        status="works",
     ),
     Paper(
         "du-in",

@@ -20,6 +20,7 @@ EVERY = {
     "motor_imagery": {"n_trials": 4},
     "linear_states": {"n_bins": 20},
     "hub_circuit": {"n_windows": 20},
+    "lagged_circuit": {"n_bins": 20},
     "planted_communities": {"n_times": 60},
 }
 
@@ -242,6 +243,28 @@ def test_the_shortest_codes_of_the_hub_circuit():
     assert total == pytest.approx(made.nats["no past"], abs=0.05)
 
 
+def test_a_lagged_circuit():
+    made = simulate.lagged_circuit(30_000, seed=0)
+    assert made.X.shape == (30_000, 23)
+    assert made.connectivity.sum() == 18
+    rates = {}
+    for lag in (1, 2):
+        for target, source in np.argwhere(made.lags == lag):
+            now, before = made.X[lag:, target], made.X[:-lag, source] > 0
+            rates.setdefault(lag, []).append((now[before].mean(), now[~before].mean()))
+    np.testing.assert_allclose(rates[2], [(0.9, 0.02)] * 6, atol=0.015)
+    weak = [r for r in rates[1] if r[0] < 0.6]
+    assert len(weak) == 6
+    np.testing.assert_allclose(weak, [(0.35, 0.1)] * 6, atol=0.015)
+    # early and late followers of a hub go together one bin apart, more than a driver and its follower
+    hub = made.connectivity.sum(0).argmax()
+    early, late = (np.flatnonzero(made.lags[:, hub] == k)[0] for k in (1, 2))
+    driver, follower = next((s, t) for t, s in np.argwhere(made.lags == 1) if made.connectivity[:, s].sum() == 2)
+    spurious = np.corrcoef(made.X[:-1, early], made.X[1:, late])[0, 1]
+    real = np.corrcoef(made.X[:-1, driver], made.X[1:, follower])[0, 1]
+    assert spurious > 0.7 > 0.4 > real > 0.2
+
+
 def test_communities_act_in_their_windows_and_animals():
     made = simulate.planted_communities(1200, seed=0)
     assert made.X.shape == (4, 1200, 24)
@@ -282,6 +305,8 @@ BAD = [
     ("linear_states", {"radius": 1.0}, "run away"),
     ("linear_states", {"noise": -1.0}, "noise"),
     ("hub_circuit", {"hub": 2.0}, "hub"),
+    ("lagged_circuit", {"weak": 2.0}, "weak"),
+    ("lagged_circuit", {"n_late": 0}, "n_late"),
     ("hub_circuit", {"n_unconnected": -1}, "n_unconnected"),
     ("planted_communities", {"animals": ((0, 4),)}, "animals of group 0"),
     ("planted_communities", {"animals": ()}, "at least one group"),

@@ -392,17 +392,21 @@ class Neuroformer(nn.Module):
         return {name: vectors(name) for name in found[0]} if found else {}
 
     def connectivity(
-        self, windows: Windows, by: Literal["intervention", "attention"] = "intervention", batch_size: int = 256
+        self,
+        windows: Windows,
+        by: Literal["intervention", "attention", "raw attention"] = "intervention",
+        batch_size: int = 256,
     ) -> xr.DataArray:
         """A directed map from neurons of the past to neurons of the present.
 
         Parameters
         ----------
         windows : Windows
-        by : {"intervention", "attention"}, default "intervention"
+        by : {"intervention", "attention", "raw attention"}, default "intervention"
             "intervention": how much less probable (in nats) a spike of the target is when the spikes of the source are taken out of its
-            past. "attention": how much of the attention to the past goes to the source where a spike of the target is written: the
-            largest over heads, mixed in equal parts with what the blocks before looked at.
+            past. "attention": how much attention a spike of the source gets where a spike of the target is written, over what each
+            token of that past would get if it were even: 1 is no preference. It is the largest over heads, mixed in equal parts with
+            what the blocks before looked at. "raw attention": the same as published, not divided by even attention.
         batch_size : int, default 256
 
         Returns
@@ -412,27 +416,32 @@ class Neuroformer(nn.Module):
 
         Notes
         -----
-        Both are read from the past alone. Attention among spikes of one window follows the order in which they are listed, and would
-        make neurons with low numbers look like causes.
+        All are read from the past alone. Attention among spikes of one window follows the order in which they are listed, and would
+        make neurons with low numbers look like causes. Raw attention is higher where the past is short, which is no matter of what
+        was learnt: even attention, and so an untrained network, finds connections by it.
         """
-        if by not in ("intervention", "attention"):
-            raise InputError(f"by={by!r}: choose 'intervention' or 'attention'")
-        if by == "attention" and not len(self.history):
+        if by not in ("intervention", "attention", "raw attention"):
+            raise InputError(f"by={by!r}: choose 'intervention', 'attention' or 'raw attention'")
+        if by != "intervention" and not len(self.history):
             raise InputError("there is no attention to the past: n_history is 0")
         n = self.tokenizer.n_neurons
         total, count = (torch.zeros(n * n, dtype=torch.float64) for _ in range(2))
-        measure = self._dropped if by == "intervention" else self._looked_at
         for inputs in self._batches(windows, batch_size):
-            for target, source, value in measure(inputs, batch_size):
+            pairs = (
+                self._dropped(inputs, batch_size)
+                if by == "intervention"
+                else self._looked_at(inputs, by == "attention")
+            )
+            for target, source, value in pairs:
                 pair = (target * n + source).cpu()
                 total += torch.bincount(pair, value.double().cpu(), n * n)
                 count += torch.bincount(pair, minlength=n * n)
         return xr.DataArray(
             (total / count).reshape(n, n).numpy(), dims=("target", "source"), name=f"connectivity by {by}",
-            attrs={"method": "Neuroformer", "by": by, "windows": len(windows), "units": "nats" if by == "intervention" else "attention"},
+            attrs={"method": "Neuroformer", "by": by, "windows": len(windows), "units": "nats" if by == "intervention" else "attention over even attention" if by == "attention" else "attention"},
         )  # fmt: skip
 
-    def _looked_at(self, inputs: Mapping[str, Tensor], batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def _looked_at(self, inputs: Mapping[str, Tensor], over_even: bool) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Target, source and attention of each pair of a spike that is written and one of the past."""
         n = self.tokenizer.n_neurons
         contexts, _ = self._contexts(inputs["past_ids"], inputs["past_times"], {})
@@ -445,6 +454,9 @@ class Neuroformer(nn.Module):
             mixed = weights if mixed is None else (mixed + weights) / 2
             x = block(x, past, mask=seen)
         assert mixed is not None
+        if over_even:
+            assert seen is not None
+            mixed = mixed * seen[:, 0].sum(-1, keepdim=True)
         targets, sources = inputs["ids"][:, 1:], inputs["past_ids"]
         row, step, place = ((targets < n)[:, :, None] & (sources < n)[:, None]).nonzero(as_tuple=True)
         yield targets[row, step], sources[row, place], mixed[row, step, place]
