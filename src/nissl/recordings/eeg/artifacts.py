@@ -11,6 +11,7 @@ Muscle noise overlaps the beta and gamma bands of EEG. No claim about high frequ
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -681,7 +682,8 @@ class EMGFilter(_Windowed):
         )
         device = torch.device(self.device or "cpu")
         with training.seeded(self.random_state):
-            autoencoder = self.autoencoder or Autoencoder(self.channels, self.kernel)
+            given = self.autoencoder
+            autoencoder = Autoencoder(self.channels, self.kernel) if given is None else deepcopy(given)
             transformer = PatchTransformer(self.patch, self.n_features, self.n_layers, self.n_heads, self.hidden)
             discriminator = Discriminator(self.n_times)
         denoiser = TargetedDenoiser(autoencoder, transformer, self.window, self.gate)
