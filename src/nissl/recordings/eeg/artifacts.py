@@ -37,6 +37,8 @@ THRESHOLDS = tuple(round(0.2 + 0.05 * k, 2) for k in range(16))
 """What `EMGFilter` chooses its threshold from: .2 to .95."""
 FALLBACK = 0.8
 """The threshold before one is chosen."""
+ROUNDING = 1e-12
+"""A window that varies by less than this share of its largest value is flat."""
 ROWS = 256
 """Windows that go through the networks at once."""
 
@@ -395,8 +397,8 @@ def _segments(X: Any, name: str, n_times: int, sampling_rate: float) -> list[np.
     if shape[0] < 2:
         raise InputError(f"{name} holds one trial; at least 2 are needed, for training and for validation")
     cut = rows[:, : k * n_times].reshape(-1, n_times)
+    flat = cut.std(1) <= ROUNDING * np.abs(cut).max(1)
     cut = cut - cut.mean(1, keepdims=True)
-    flat = (cut == 0).all(1)
     if flat.any():
         raise InputError(f"{name} holds {int(flat.sum())} flat segments of {len(cut)}; leave them out")
     return list((cut / cut.std(1, keepdims=True)).reshape(shape[0], -1, n_times))
@@ -440,7 +442,7 @@ class _Windowed(TransformerMixin, BaseEstimator):
             windows = rows[at : at + step, starts[:, None] + np.arange(n)]
             mean = windows.mean(2, keepdims=True)
             scale = windows.std(2, keepdims=True)
-            alive = scale > 0
+            alive = scale > ROUNDING * np.abs(windows).max(2, keepdims=True)
             z = np.divide(windows - mean, scale, out=np.zeros_like(windows), where=alive)
             parts = {
                 name: np.where(alive, v.reshape(windows.shape), 0)
