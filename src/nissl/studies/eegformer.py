@@ -43,7 +43,7 @@ PLANTED: dict[str, Any] = {
 SMALL: dict[str, Any] = {"n_features": 64, "n_heads": 4, "n_layers": 2, "n_decoder_layers": 1, "n_codes": 64}
 RATE, TUNING = 5e-3, 1e-3
 """Of pretraining and of fine-tuning; settled on other planted windows than those of the study."""
-EPOCHS = {"planted": 120, "few": 60, "real": 60}
+EPOCHS = {"planted": 120, "few": 60, "real": 30}
 
 
 def run(quick: bool = False, seed: int = 0, progress: bool = True) -> list[dict[str, Any]]:
