@@ -28,7 +28,7 @@ def test_planted_clusters_get_codes_of_their_own(metric, update):
     assert pure == len(which)
     used = out.codes.unique()
     assert len(used) >= 4
-    near = F.normalize(q.decode(used), dim=-1) @ centres.T
+    near = F.normalize(q.decode(used).detach(), dim=-1) @ centres.T
     assert float(near.max(1).values.min()) > 0.97
     assert q.perplexity() >= 3.5
 
