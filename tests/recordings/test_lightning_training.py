@@ -113,7 +113,7 @@ def test_a_resumed_run_has_the_curve_and_the_weights_of_an_uninterrupted_one(tmp
 KILLED = """
 import sys, time, torch
 sys.path.insert(0, {tests!r})
-from test_training import fit, problem
+from test_lightning_training import fit, problem
 model, data = problem()
 forward = model.forward
 def slow(x):
