@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.measure import ROOT
+from benchmarks.measure import ROOT, held
 from nissl.concepts.exemplars import find_exemplars
 from nissl.network import Network
 
@@ -43,13 +43,6 @@ class Crops(torch.utils.data.Dataset):
         top, left = (int(torch.randint(side - size + 1, (), generator=g)) for _ in range(2))
         crop = image[None, :, top : top + size, left : left + size]
         return F.interpolate(crop, size=(side, side), mode="bilinear")[0]
-
-
-def held() -> float:
-    """Largest memory of this process so far, in MB."""
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def one(n: int) -> dict[str, Any]:

@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
 
 from benchmarks.language import CLEAN, CORRUPTED, model
-from benchmarks.measure import ROOT, peak
+from benchmarks.measure import ROOT, held, peak
 from nissl.attribution.patching import AttributionPatching, RelevancePatching, patch
 from nissl.network.target import logit_difference
 from nissl.runner import Runner
@@ -27,13 +25,6 @@ from nissl.runner import Runner
 KINDS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "heads", "gate", "up", "neurons")
 AIM = 3.0
 """GiB."""
-
-
-def held() -> float:
-    """Largest resident memory of this process since its high-water mark was set back, in GiB (Linux)."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found
-    return int(found[1]) / 2**20
 
 
 def one(method: str, tokens: int) -> dict[str, float | int | str]:
@@ -54,7 +45,7 @@ def one(method: str, tokens: int) -> dict[str, float | int | str]:
         "method": method,
         "tokens": int(net.encode(clean)["input_ids"].shape[1]),
         "layers": net.anatomy.n_layers,
-        "GiB": round(held(), 3),
+        "GiB": round(held() / 1024, 3),
         "GiB added": round(added / 1024, 3),
         "seconds": round(time.process_time() - started, 1),
     }

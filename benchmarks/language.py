@@ -43,20 +43,11 @@ def relp(s: Subject) -> Case:
         """Attribution patching by hand: hooks at the blocks' inputs, autograd, the difference of activations."""
         kept: list[Tensor] = []
         layers = net.module.model.layers  # pyright: ignore[reportAttributeAccessIssue]
-        hooks = [
-            b.register_forward_pre_hook(lambda m, a: kept.append(a[0].detach().requires_grad_()) or (kept[-1], *a[1:]))
-            for b in layers
-        ]
-        try:
-            net.module(**net.encode(CLEAN))
-            clean = [t.detach() for t in kept]
-            kept.clear()
-            # leaves at every block would cut the graph: keep the tensors themselves
-        finally:
-            for h in hooks:
-                h.remove()
         hooks = [b.register_forward_pre_hook(lambda m, a: kept.append(a[0])) for b in layers]
         try:
+            with torch.no_grad():
+                net.module(**net.encode(CLEAN))
+            clean, kept[:] = list(kept), []
             embeds = net.module.get_input_embeddings()(net.encode(CORRUPTED)["input_ids"]).detach().requires_grad_()
             inputs = {k: v for k, v in net.encode(CORRUPTED).items() if k != "input_ids"}
             logits = net.module(inputs_embeds=embeds, **inputs).logits[:, -1]

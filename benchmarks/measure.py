@@ -157,29 +157,34 @@ def alternate(contenders: dict[str, Callable[[], Any]], repeats: int) -> Times:
     return times
 
 
-def peak(work: Callable[[], Any]) -> float:
-    """MiB that `work` adds at its peak to the memory of this process (Linux; of a fresh process elsewhere)."""
+def held() -> float:
+    """Largest memory of this process so far, in MiB: since `peak` last set the mark back where there is /proc."""
     status = Path("/proc/self/status")
     if status.exists():
+        return _status("VmHWM")
+    import resource
 
-        def read(key: str) -> float:
-            found = re.search(rf"{key}:\s+(\d+) kB", status.read_text())
-            assert found
-            return int(found[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
+
+def _status(key: str) -> float:
+    found = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found
+    return int(found[1]) / 1024
+
+
+def peak(work: Callable[[], Any]) -> float:
+    """MiB that `work` adds at its peak to the memory of this process (Linux; of a fresh process elsewhere)."""
+    if Path("/proc/self/status").exists():
         gc.collect()
         # "5" sets the high-water mark back to what is held now. getrusage would do worse: its maximum outlives exec,
         # so that a child of a large parent starts with the parent's.
         Path("/proc/self/clear_refs").write_text("5")
-        before = read("VmRSS")
-        work()
-        return read("VmHWM") - before
-    import resource
-
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+        before = _status("VmRSS")
+    else:
+        before = held()
     work()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit - before
+    return held() - before
 
 
 def peak_in_child(case: str, contender: str, examples: int, threads: int) -> float:

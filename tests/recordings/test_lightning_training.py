@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nissl.errors import InputError, NonFiniteError, RunFolderError
-from nissl.recordings.training import History, Player, seeded, train
+from nissl.recordings.training import History, Player, train
+from nissl.seeds import seeded
 
 
 def problem(n: int = 96) -> tuple[nn.Module, tuple[Tensor, Tensor]]:

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from nissl.errors import InputError
 from nissl.recordings.quantise import VectorQuantizer
-from nissl.recordings.training import seeded
+from nissl.seeds import seeded
 
 
 def clusters(n: int = 400, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -25,6 +25,7 @@ from nissl.network import Ablate, Network, Pass
 from nissl.network.site import parse
 from nissl.runner import Asking, Job, Runner
 from nissl.runner.runner import progress_bar
+from nissl.seeds import seeded
 
 PAD, START, STOP, UNKNOWN = range(4)
 SPECIAL = ("<pad>", "<start>", "<stop>", "<unknown>")
@@ -433,8 +434,7 @@ class Milan:
 
         train, test = samples(seen), samples(held) if held else None
         references = [[words_of(t) for t in given[u]] for u in held]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+        with seeded(self.seed):
             captioner = Captioner(words, features.shape[2], self.embedding, self.hidden, dropout=self.dropout)
             prior = Prior(words, self.embedding, self.hidden, dropout=self.dropout)
             known = features[[at[u] for u in seen]].flatten(0, 1)

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from nissl.arguments import at_least, flag, is_number
 from nissl.errors import InputError
+from nissl.seeds import seeded
 
 
 class BiLSTM(nn.Module):
@@ -251,8 +252,7 @@ def train_classifier(
         raise InputError(f"rate must be above 0 and decay at least 0, got {rate!r} and {decay!r}")
     if len(ids) == 0 or len(ids) != len(labels):
         raise InputError(f"each example needs a label: there are {len(ids)} examples and {len(labels)} labels")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         model = make().train()
         optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=decay)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from nissl.arguments import at_least
 from nissl.errors import InputError
+from nissl.seeds import seeded
 from nissl.sources.fashion import fashion_mnist
 
 WEIGHTS = Path(__file__).with_name("fashion_vit.safetensors")
@@ -117,8 +118,7 @@ def train(
     at_least("epochs", epochs, 1)
     console = Console(stderr=True, quiet=not progress)
     generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         module = VisionTransformer()
     x, y = fashion_input(images), torch.from_numpy(np.asarray(labels))
     optimiser = torch.optim.AdamW(module.parameters(), rate, weight_decay=0.05)

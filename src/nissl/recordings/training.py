@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from nissl.arguments import as_path, at_least, is_number
 from nissl.errors import InputError, NonFiniteError, RunFolderError, said
 from nissl.recordings.extras import need
+from nissl.seeds import seeded
 
 pytorch = need("lightning.pytorch", "training")
 
@@ -75,15 +76,6 @@ class History:
     parts: dict[str, np.ndarray]
     validation: np.ndarray
     best_epoch: int | None
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Inside, torch's random numbers start from `seed`; after it they go on as if nothing had been drawn."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        yield
 
 
 def train(
@@ -135,7 +127,7 @@ def train(
     device : str or device, optional
         That of the model's parameters unless given.
     devices : int, default 1
-        Several train on the same host or several, each on its share of the examples (Lightning's "ddp").
+        Several of one host train together, each on its share of the examples (Lightning's "ddp").
     precision : default "32-true"
         As of Lightning's Trainer: "bf16-mixed" runs autocast.
     progress : bool, default True
@@ -183,7 +175,9 @@ def train(
 
     where = torch.device(device) if device is not None else next(model.parameters()).device
     run = {"epochs": epochs, "batch_size": batch_size, "examples": len(data[0]), "seed": seed, "devices": devices}
-    run |= {f"learning_rate {k}": float(player.learning_rate) for k, player in enumerate(players)}
+    run |= {"final_learning_rate": final_learning_rate, "warm_up": warm_up}
+    for k, player in enumerate(players):
+        run |= {f"{name} of player {k}": getattr(player, name) for name in ("learning_rate", "weight_decay", "clip")}
     module = _Training(model, tuple(data), list(players), run, final_learning_rate, warm_up, validate, patience)
     callbacks: list[Any] = [_Bar(epochs)] if progress else []
     checkpoint = None

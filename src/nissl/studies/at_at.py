@@ -2,7 +2,8 @@
 
 The paper's code, layer sizes, threshold and weights of losses are not public, and EEGdenoiseNet is not at hand. Measured on Gaussian
 EEG with bursts of muscle noise, where the best possible answer is known, and on real EEG to which such noise is added. Levels are in
-EEGdenoiseNet's decibels, 10 log10 of the ratio of amplitudes. The thresholds below were written down before the first run of the study.
+EEGdenoiseNet's decibels, 10 log10 of the ratio of amplitudes. The bars of the claims were written down before the
+first run of the study; `COMPARABLE`, `TARGETING` and the sizes of the networks after a prototype of one seed.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from nissl.recordings.eeg.artifacts import FALLBACK, EMGFilter, WienerFilter, cc
 from nissl.recordings.extras import need
 from nissl.recordings.io import to_raw
 from nissl.recordings.simulate import ELECTRODES, MuscleBursts, muscle_bursts
+from nissl.seeds import seeded
 from nissl.sources.recordings import p300
 from nissl.studies.claims import stated
 from nissl.trust.statistics import bootstrap
@@ -99,7 +101,7 @@ class PlainConvolutions(nn.Module):
 def plain_denoiser(data: MuscleBursts, epochs: int, seed: int, progress: bool) -> PlainConvolutions:
     """The plain network, trained by squared error on mixtures as those of `EMGFilter`."""
     training = need("nissl.recordings.training", "training")
-    with training.seeded(seed):
+    with seeded(seed):
         model = PlainConvolutions()
     clean, noise = (torch.from_numpy(v).float() for v in (data.clean, data.noise))
 

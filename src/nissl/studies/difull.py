@@ -21,6 +21,7 @@ from nissl.attribution import GradCAM, InputXGradient, LayerCAM, Occlusion, Rand
 from nissl.errors import MissingExtraError
 from nissl.network import Network
 from nissl.runner import Runner
+from nissl.seeds import seeded
 from nissl.sources.digits import small_digits
 from nissl.studies.claims import at_least, stated
 from nissl.trust.groundtruth import GroundTruth, Smoothed, ground_truth
@@ -127,8 +128,7 @@ def trained_on_digits(seed: int, epochs: int) -> tuple[Network, Tensor, Tensor, 
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(x), generator=generator)
     train, test = order[: 3 * len(x) // 4], order[3 * len(x) // 4 :]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         model = SmallCNN()
     model.train()
     optimizer = torch.optim.AdamW(model.parameters())

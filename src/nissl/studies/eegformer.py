@@ -21,6 +21,7 @@ from sklearn.model_selection import train_test_split
 from nissl.errors import MissingExtraError
 from nissl.recordings.eeg.eegformer import CodeNgramNB, EEGFormer, EEGFormerClassifier
 from nissl.recordings.simulate import PlantedGrammar, planted_grammar
+from nissl.seeds import seeded
 from nissl.sources.recordings import p300, trial_set
 from nissl.studies.claims import at_least, at_most, stated
 
@@ -125,8 +126,7 @@ def run(quick: bool = False, seed: int = 0, progress: bool = True) -> list[dict[
 
 def pretrained(X: Any, seed: int, epochs: int, progress: bool, rate: float = RATE, **options: Any) -> EEGFormer:
     """A model of these windows."""
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(seed)
+    with seeded(seed):
         model = EEGFormer(X.shape[2], **options)
     model.pretrain(X, epochs=epochs, learning_rate=rate, seed=seed, progress=progress)
     return model

@@ -30,6 +30,7 @@ from nissl.attribution.subsets import LiMA, Ranking, average_highest_confidence
 from nissl.errors import MissingExtraError
 from nissl.network import Network, Pass, target
 from nissl.runner import Runner
+from nissl.seeds import seeded
 from nissl.sources import load_data, load_model
 from nissl.studies.claims import at_least, at_most, stated
 from nissl.trust.faithfulness import Subsets
@@ -235,8 +236,7 @@ def ratio_claims(method: LiMA, seeds: Sequence[int], seed: int) -> list[dict[str
 
 def pass_claims(quick: bool) -> list[dict[str, Any]]:
     """How many times fewer passes than greedy search and, on a convolutional network, how much less time; batch slots used."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         width, side = (4, 12) if quick else (24, 24)
         layers = [nn.Conv2d(3, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU()]
         net = Network(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16 * width, 10)))

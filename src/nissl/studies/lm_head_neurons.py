@@ -22,6 +22,7 @@ from nissl.concepts.vocabulary import NeuronVocabulary, WeightFolder, clamp_curv
 from nissl.errors import MissingExtraError
 from nissl.network import LanguageModel
 from nissl.runner import Runner
+from nissl.seeds import seeded
 from nissl.studies.claims import stated
 from nissl.trust.statistics import bootstrap
 
@@ -123,8 +124,7 @@ def _llama(d: int, v: int, layers: int, neurons: int, seed: int) -> LanguageMode
         num_key_value_heads=4,
     )  # fmt: skip
     g = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         model: Any = LlamaForCausalLM(config).eval()
     with torch.no_grad():
         model.lm_head.weight.copy_(

@@ -27,6 +27,7 @@ from nissl.recordings.simulate import HubCircuit, hub_circuit, lagged_circuit
 from nissl.recordings.spikes.neuroformer import Neuroformer
 from nissl.recordings.spikes.neuroformer_decoder import NeuroformerDecoder
 from nissl.recordings.spikes.tokens import SpikeTokenizer, Windows
+from nissl.seeds import seeded
 from nissl.sources.recordings import monkey_m1
 from nissl.studies.claims import at_least, stated
 
@@ -173,7 +174,7 @@ def trained(
 ) -> Neuroformer:
     """A network after training on windows, without weight decay."""
     training = need("nissl.recordings.training", "training")
-    with training.seeded(seed):
+    with seeded(seed):
         model = Neuroformer(tokenizer, **size)
     names = list(windows.inputs)
     training.train(
@@ -225,7 +226,7 @@ def _rates(circuit: HubCircuit) -> np.ndarray:
 
 
 def _fresh(tokenizer: SpikeTokenizer, size: dict[str, Any], seed: int) -> Neuroformer:
-    with need("nissl.recordings.training", "training").seeded(seed):
+    with seeded(seed):
         return Neuroformer(tokenizer, **size)
 
 

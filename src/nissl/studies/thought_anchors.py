@@ -26,6 +26,7 @@ from nissl.attribution.thoughts import AttentionSuppression, ReceiverHeads, abla
 from nissl.errors import MissingExtraError
 from nissl.network import LanguageModel, Pass
 from nissl.runner import Runner
+from nissl.seeds import seeded
 from nissl.studies.claims import at_least, at_most, stated
 from nissl.trust.statistics import bootstrap
 
@@ -167,8 +168,7 @@ def trained(seed: int, steps: int = 500, rate: float = 4e-3) -> LanguageModel:
         pad_token_id=_ID["<pad>"],
     )  # fmt: skip
     rng = np.random.default_rng(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         model = LlamaForCausalLM(config)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98))

@@ -8,6 +8,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from nissl.seeds import seeded
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -34,8 +36,7 @@ def fit(
     Module
         In evaluation mode.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         module = make()
         optimiser = torch.optim.AdamW(module.parameters(), rate, weight_decay=decay)
         for _ in range(epochs):

@@ -29,7 +29,7 @@ from nissl.recordings.eeg.du_in import (
     Stage,
     plot_units,
 )
-from nissl.recordings.training import seeded
+from nissl.seeds import seeded
 
 SMALL = {"patch": 10, "n_regions": 3, "filters": (4, 4), "kernels": (3, 3), "strides": (2, 1), "n_layers": 1, "n_heads": 2,
          "head_features": 4, "dropout": 0.1}  # fmt: skip

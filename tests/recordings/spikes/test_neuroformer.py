@@ -25,7 +25,8 @@ from nissl.recordings.spikes import (
     spike_table,
 )
 from nissl.recordings.spikes.neuroformer import nucleus
-from nissl.recordings.training import seeded, train
+from nissl.recordings.training import train
+from nissl.seeds import seeded
 
 TINY = {"n_features": 16, "n_heads": 2, "n_state": 1, "n_history": 2, "n_stimulus": 1, "n_behaviour": 1, "dropout": 0.0}
 

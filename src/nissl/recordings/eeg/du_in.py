@@ -29,6 +29,7 @@ from nissl.errors import InputError, RunFolderError
 from nissl.recordings.arrays import as_labels, as_rate, as_trials
 from nissl.recordings.quantise import Quantized, VectorQuantizer
 from nissl.recordings.transformer import Encoder, sinusoid
+from nissl.seeds import seeded
 
 VARIANTS = ("mae", "vqvae", "vqvae+vq", "scratch")
 """Where the decoder starts: from the masked model, from the autoencoder, from its quantised tokens, from nothing."""
@@ -605,7 +606,7 @@ class DuIN(ClassifierMixin, BaseEstimator):
         self.base_ = base
         self.n_channels_, self.n_times_ = trials.shape[1:]
         x = torch.from_numpy(trials).float()
-        with _training().seeded(3 * self.random_state + 2):
+        with seeded(3 * self.random_state + 2):
             body, self.subjects_, own = self._body(base, x, subject, names)
             places = torch.from_numpy(own[subject])
             model = DuINClassifier(body, n_times // self.patch, len(self.classes_), sigmoid=self.sigmoid)
@@ -754,7 +755,6 @@ class DuIN(ClassifierMixin, BaseEstimator):
             at = (start + torch.arange(crop, device=device))[:, None].expand(-1, n_channels, -1)
             return x[rows].gather(2, at), s[rows]
 
-        seeded = _training().seeded
         with seeded(3 * self.random_state):
             tokenizer = DuINTokenizer(
                 self._encoder(n_channels, len(names)), n_codes=self.n_codes, code_features=self.code_features,

@@ -34,6 +34,7 @@ from nissl.errors import InputError, said
 from nissl.recordings.arrays import as_labels, as_rate, as_trials
 from nissl.recordings.quantise import VectorQuantizer
 from nissl.recordings.transformer import Encoder
+from nissl.seeds import seeded
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -324,7 +325,7 @@ class EEGFormer(nn.Module):
         History
             ``parts`` holds the losses by name.
         """
-        from nissl.recordings.training import seeded, train
+        from nissl.recordings.training import train
 
         windows = self.as_windows(X)
         if device is not None:
@@ -341,8 +342,7 @@ class EEGFormer(nn.Module):
 
     def fresh(self, seed: int = 0) -> EEGFormer:
         """The same architecture with new weights that `seed` draws, on the CPU."""
-        with torch.random.fork_rng(devices=()):
-            torch.manual_seed(seed)
+        with seeded(seed):
             return type(self)(**self.config)
 
     def save(self, path: str | Path) -> Path:
@@ -617,9 +617,6 @@ class EEGFormerClassifier(ClassifierMixin, BaseEstimator):
         elif not model.pretrained:
             model = self._pretrain(model, X)
         windows = model.as_windows(X)
-
-        from nissl.recordings.training import seeded, train
-
         with seeded(self.random_state):
             network = EEGFormerNetwork(model, X.shape[1], len(classes), self.pool, self.moments, self.quantised)
         network.to(self.device or model.embed.weight.device)
@@ -638,6 +635,8 @@ class EEGFormerClassifier(ClassifierMixin, BaseEstimator):
         if self.mode == "probe":
             self._probe(network, (features - centre) / scale, places)
         else:
+            from nissl.recordings.training import train
+
             parts = (model.embed, model.encoder, network.head)
             parameters = [p for part in parts for p in part.parameters()] + [model.places]
             device = network.head.weight.device
@@ -689,8 +688,7 @@ class EEGFormerClassifier(ClassifierMixin, BaseEstimator):
     def _model(self, n_times: int) -> EEGFormer:
         if isinstance(self.model, EEGFormer):
             return deepcopy(self.model)
-        with torch.random.fork_rng(devices=()):
-            torch.manual_seed(self.random_state)
+        with seeded(self.random_state):
             try:
                 options: dict[str, Any] = {"n_times": n_times} | dict(self.model or {})
                 return EEGFormer(**options)

@@ -19,6 +19,7 @@ from nissl.recordings.arrays import as_bins
 from nissl.recordings.extras import need
 from nissl.recordings.spikes.neuroformer import Neuroformer
 from nissl.recordings.spikes.tokens import SpikeTokenizer, Stream, Windows, as_counts
+from nissl.seeds import seeded
 
 WARM_UP = 0.05
 """Share of the epochs over which the learning rate rises."""
@@ -261,8 +262,7 @@ class NeuroformerDecoder(RegressorMixin, BaseEstimator):
         return windows
 
     def _network(self, tokenizer: SpikeTokenizer, windows: Windows, heads: dict[str, int]) -> Neuroformer:
-        from_training = need("nissl.recordings.training", "training")
-        with from_training.seeded(self.random_state):
+        with seeded(self.random_state):
             return Neuroformer(
                 tokenizer, streams={k: tuple(v.shape[1:]) for k, v in windows.streams.items()}, heads=heads,
                 n_features=self.n_features, n_heads=self.n_heads, n_state=self.n_state, n_history=self.n_history,
